@@ -3,7 +3,7 @@
 # systemd, no cgroups, no accounting.
 #
 #   apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
-#   tests/slurm/minislurm.sh start | stop | status | kill-node N | start-node N
+#   tests/slurm/minislurm.sh start | stop | status | kill-node N | start-node N | kill-controller | start-controller
 #
 # MINISLURM names its folder, NODES, CPUS, MEM and GPUS say what there is (per node). /etc/slurm/slurm.conf becomes a
 # link, since the executor's job steps look nowhere else; a configuration that is already there is not touched.
@@ -82,6 +82,9 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+# a job of the partition "urgent" takes the place of one of "main"
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 # a job that can never run is refused, or it would pend for ever
 EnforcePartLimits=ALL
 # squeue tells of a finished job for so long; the executor asks it, as there is no accounting
@@ -100,7 +103,8 @@ CONFIGURATION
             echo "NodeName=node$number NodeHostname=$HOST NodeAddr=127.0.0.1 Port=$((PORT + number)) CPUs=$CPUS" \
                 "RealMemory=$MEM Gres=gpu:$GPUS State=UNKNOWN"
         done
-        echo "PartitionName=main Nodes=ALL Default=YES MaxTime=7-0 DefaultTime=60 DefMemPerCPU=500 State=UP"
+        echo "PartitionName=main Nodes=ALL Default=YES PriorityTier=1 MaxTime=7-0 DefaultTime=60 DefMemPerCPU=500"
+        echo "PartitionName=urgent Nodes=ALL PriorityTier=2 PreemptMode=OFF MaxTime=7-0 DefaultTime=60 DefMemPerCPU=500"
     } >"$CONF"
 
     # a GPU is a file, here an empty one; GPUs that are only counted make a node invalid
@@ -120,6 +124,11 @@ start_node() {
     daemon "node$1" slurmd -D -N "node$1"
 }
 
+start_controller() {
+    daemon slurmctld slurmctld -D
+    wait_for 20 scontrol ping
+}
+
 start() {
     [ "$(id -u)" = 0 ] || die "needs root"
     for program in slurmctld slurmd sbatch munged; do
@@ -131,8 +140,7 @@ start() {
     daemon munged munged --foreground --force --key-file="$FOLDER/etc/munge.key" --socket="$FOLDER/run/munge.socket" \
         --pid-file="$FOLDER/run/munged.pid" --log-file="$FOLDER/log/munged.log" --seed-file="$FOLDER/run/munge.seed"
     wait_for 10 test -S "$FOLDER/run/munge.socket"
-    daemon slurmctld slurmctld -D
-    wait_for 20 scontrol ping
+    start_controller
     local number
     for ((number = 1; number <= NODES; number++)); do
         start_node "$number"
@@ -177,5 +185,7 @@ stop) stop ;;
 status) sinfo --Node --format="%N %T %c %m %G" ;;
 kill-node) end_daemon "node${2:?which}" KILL ;;
 start-node) start_node "${2:?which}" ;;
-*) die "say start, stop, status, kill-node N or start-node N" ;;
+kill-controller) end_daemon slurmctld KILL ;;
+start-controller) start_controller ;;
+*) die "say start, stop, status, kill-node N, start-node N, kill-controller or start-controller" ;;
 esac

@@ -1,82 +1,18 @@
-"""The demo at 2 x 2 on a real SLURM, started on this machine's loopback, and what the profile says to it.
-
-Needs root, Debian's packages (minislurm.sh names them) and an environment with Snakemake's SLURM plugin, which is not
-the tests' own: with the plugin installed and no controller, every start of Snakemake takes eleven seconds.
-
-    python -m venv .venv-slurm && .venv-slurm/bin/pip install -r envs/cpu.txt -r envs/slurm.txt
-"""
+"""The demo at 2 x 2 on a real SLURM, and what the profile says to it."""
 
 import json
-import os
-import re
-import shutil
 import statistics
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.conftest import ROOT, copy_project, jobs, logs
-from tests.fake import pin_stand_ins, small
+from tests.fake import pin_stand_ins
+from tests.slurm.cluster import digests, prepare, snakemake, why_not
 from workflow.config import Config
 
-VENV = Path(os.environ.get("SLURM_VENV", ROOT / ".venv-slurm"))
-MINISLURM = Path(__file__).with_name("minislurm.sh")
-MISSING = [
-    p
-    for p in ("slurmctld", "slurmd", "sbatch", "munged")
-    if not shutil.which(p, path=f"{os.environ['PATH']}:/usr/sbin")
-]
-
-
-def why_not() -> str | None:
-    if os.getuid() != 0:
-        return "starting a SLURM needs root"
-    if MISSING:
-        return f"no {', '.join(MISSING)}: apt-get install the packages that minislurm.sh names"
-    if not list(VENV.glob("lib/python*/site-packages/snakemake_executor_plugin_slurm")):
-        return f"no SLURM plugin in {VENV} (SLURM_VENV): see this file's head"
-    if os.path.lexists("/etc/slurm/slurm.conf"):
-        return "this machine has a SLURM of its own"
-    return None
-
-
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    env = {**os.environ, "PATH": f"{VENV / 'bin'}:{os.environ['PATH']}:/usr/sbin", "OMP_NUM_THREADS": "1"}
-    env["MINISLURM"] = str(tmp_path_factory.mktemp("slurm"))
-    subprocess.run([MINISLURM, "start"], env=env, check=True)
-    yield env
-    subprocess.run([MINISLURM, "stop"], env=env, check=True)
-
-
-def snakemake(root: Path, env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
-    command = [VENV / "bin/python", "-m", "snakemake", *args]
-    return subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=1500)
-
-
-def prepare(root: Path, partition: str | None = "main") -> Path:
-    """A copy with the demo at 2 x 2, and what a site must set set to this SLURM, which has no accounting."""
-    copy_project(root)
-    raw = small(yaml.safe_load((root / "config/demo.yaml").read_text()))
-    (root / "config/test.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    profile = root / "profiles/slurm/config.yaml"
-    text = re.sub(r"  slurm_account: .*\n", "", profile.read_text())
-    if partition:
-        text = re.sub(r"(  slurm_partition: ).*\n", rf"\1{partition}\n", text)
-    profile.write_text(text)
-    return root
-
-
-def digests(root: Path) -> dict[str, str]:
-    """Of every record but the report's, which shows how long the others took."""
-    paths = (p for p in root.glob("results/*/*/*/record.json") if p.parts[-4] != "report")
-    return {str(p.relative_to(root)): json.loads(p.read_text())["digest"] for p in paths}
 
 
 def test_the_full_matrix_plans_under_the_profile(slurm, tmp_path):
@@ -110,7 +46,7 @@ def test_a_partition_that_nobody_set_is_named(slurm, tmp_path):
 def test_the_demo_gives_the_same_bytes_on_slurm(slurm, tmp_path, finished, capsys):
     root = prepare(tmp_path / "project")
     began = time.monotonic()
-    done = snakemake(root, slurm, "--profile", "slurm", "all", "--configfile", "config/test.yaml", "--jobs", "2")
+    done = snakemake(root, slurm, "--profile", "slurm", "all", "--configfile", "config/test.yaml", "--jobs", "4")
     wall = time.monotonic() - began
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:] + logs(root)
     assert digests(root) == digests(finished)
@@ -134,7 +70,7 @@ def told(records: list[dict], wall: float, env: dict[str, str]) -> str:
     work = sum(record["observed"]["seconds"] for record in records)
     median = statistics.median(beyond) if beyond else float("nan")
     return (
-        f"{len(records)} stages in {wall:.0f} s at 2 jobs; stages took {work:.0f} s; beyond that {median:.1f} s a job"
+        f"{len(records)} stages in {wall:.0f} s at 4 jobs; stages took {work:.0f} s; beyond that {median:.1f} s a job"
     )
 
 

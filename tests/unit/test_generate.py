@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from tests import tiny
+from tests.conftest import ROOT, run
 from workflow.evals import _vllm, generate
+from workflow.keys import Recipe
+from workflow.launch import ADDRESS
 from workflow.stage import StageError
 
 PLAIN = {
@@ -168,3 +171,43 @@ def test_a_completion_that_neither_ended_nor_reached_the_limit_is_refused(reason
     ids = tokenizer("red", add_special_tokens=False)["input_ids"]
     with pytest.raises(StageError, match=told):
         _vllm.read(SimpleNamespace(token_ids=ids, finish_reason=reason), tokenizer)
+
+
+# --- the interpreter that has vLLM ----------------------------------------------------------------------------------
+
+
+def command_line(tmp_path, backend, **env):
+    """The stage's command line, in this environment, with another interpreter that only tells what it is given."""
+    other = tmp_path / "python"
+    other.write_text('#!/bin/sh\necho "other: $1 $2 $3, VLLM_PYTHON=$VLLM_PYTHON, launcher=$WORKFLOW_LAUNCHER"\n')
+    other.chmod(0o755)
+    recipe = Recipe("generate", 1, "0" * 32, {"backend": backend}).to_json()
+    given = (
+        "workflow.evals.generate",
+        "--recipe",
+        recipe,
+        "--placement",
+        "{}",
+        "--record",
+        "results/a/b/c/record.json",
+    )
+    return run(*given, cwd=ROOT, env={"VLLM_PYTHON": str(other), **env})
+
+
+def test_the_backend_vllm_runs_in_the_interpreter_that_the_environment_names(tmp_path):
+    done = command_line(tmp_path, "vllm", **{ADDRESS: "nowhere"})
+    assert done.stdout == "other: -m workflow.evals.generate --recipe, VLLM_PYTHON=, launcher=\n", done.stderr
+
+
+def test_another_backend_stays_where_it_is(tmp_path):
+    done = command_line(tmp_path, "transformers")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the recipe is of generate" in done.stderr
+
+
+def test_an_interpreter_that_is_not_there_is_one_line(tmp_path):
+    done = command_line(tmp_path, "vllm", VLLM_PYTHON="/no/such/python")
+    assert done.stderr == (
+        "error: VLLM_PYTHON=/no/such/python: No such file or directory. Name the interpreter of envs/vllm.txt.\n"
+    )
+    assert done.returncode == 1

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "gpus": set(),
     "stage": {"keys", "store", "provenance", "launch", "data", "gpus"},
     "stages": {"keys", "store", "stage", "stages", "data"},
-    "evals": {"keys", "store", "stage", "stages", "evals", "data"},
+    "evals": {"keys", "store", "stage", "stages", "evals", "data", "launch"},
     "matrix": {"sections", "config", "data", "keys", "store"},
     "plan": {"sections", "config", "data", "keys", "matrix", "store"},
     "fingerprint": {"sections", "keys", "store", "config"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from workflow.evals import judge, local_judge
+from workflow.evals import judge, local_judge, vllm_python
 from workflow.sections import JudgePlacement
 from workflow.stage import StageError
 
@@ -100,7 +100,7 @@ def test_a_server_that_never_answers_is_stopped(tmp_path):
 
 
 def test_the_command_serves_on_loopback_under_the_judges_name(monkeypatch):
-    monkeypatch.setenv(local_judge.PYTHON, "/other/python")
+    monkeypatch.setenv(vllm_python.VARIABLE, "/other/python")
     command = local_judge.vllm_command("models/judge", "judge@0123")
     assert command[:3] == ["/other/python", "-m", "vllm.entrypoints.openai.api_server"]
     said = " ".join(command)

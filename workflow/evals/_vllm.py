@@ -19,7 +19,10 @@ def generate(job: Job, tasks: list[dict[str, Any]]) -> tuple[list[Answer], list[
         import vllm
         from vllm.lora.request import LoRARequest
     except ModuleNotFoundError as error:
-        raise StageError(f"no module {error.name}: the backend vllm has its own environment, envs/vllm.txt.") from None
+        raise StageError(
+            f"no module {error.name}: the backend vllm has its own environment, envs/vllm.txt. "
+            "Name its interpreter in VLLM_PYTHON."
+        ) from None
 
     folder = job.parents[0].out / "model"
     tokenizer = load_tokenizer(folder)

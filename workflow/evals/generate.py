@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from workflow.data.rows import read_questions
 from workflow.evals import _model
+from workflow.evals.vllm_python import switch
 from workflow.keys import digest
 from workflow.stage import Job, Result, stage_main
 from workflow.stages._models import data_facts, template_md5
@@ -149,4 +150,5 @@ def to_answer(ids: list[int], tokenizer: Any) -> Answer:
 
 
 if __name__ == "__main__":
+    switch(MODULE, sys.argv[1:])
     stage_main(MODULE, run)

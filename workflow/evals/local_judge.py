@@ -16,11 +16,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from workflow.evals.vllm_python import vllm_python
 from workflow.keys import digest, hash_file
 from workflow.stage import StageError
 
-# The interpreter that runs the server may be another environment's: vLLM pins its own torch.
-PYTHON = "JUDGE_PYTHON"
 START_S = 900.0  # a 7B model is read from a slow disk, and its graphs are compiled
 _STOP_S = 20.0
 _CHILDREN_S = 5.0  # for the server's children, after it
@@ -81,7 +80,7 @@ def check_name(model: str, name: str) -> None:
 
 def vllm_command(model: str, name: str) -> list[str]:
     """Not `vllm serve`: that script looks for a package called vllm, and the CPU build has another name."""
-    python = os.environ.get(PYTHON) or sys.executable
+    python = vllm_python() or sys.executable
     server = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
     # its own sampling defaults are not ours; 20 alternatives are what the log-probability rule reads
     settings = ["--generation-config", "vllm", "--max-logprobs", "20"]

@@ -1,0 +1,176 @@
+"""What befalls a training on a cluster: it recovers by itself, to the bytes of an undisturbed one.
+
+One EM training of the demo, made some fifty seconds long, that checkpoints every second.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import run
+from tests.slurm.cluster import command, minislurm, prepare, why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+CONFIG = ("--configfile", "config/test.yaml")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished, tmp_path_factory):
+    """A project where one long EM training is all that is wanted and not made, its record's path, and its digest."""
+    root = prepare(tmp_path_factory.mktemp("faults") / "undisturbed")
+    raw = yaml.safe_load((root / "config/test.yaml").read_text())
+    raw["stages"]["em_lora"]["num_train_epochs"] = 30
+    raw["placement"]["em_lora"]["checkpoint_minutes"] = 1 / 60
+    (root / "config/test.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    (root / "results").mkdir()
+    for stage in ("data", "base", "coupling_sft", "tulu_sft", "tulu_dpo"):
+        subprocess.run(["cp", "-a", finished / "results" / stage, root / "results" / stage], check=True)
+    clean = root.with_name("clean")
+    subprocess.run(["cp", "-a", root, clean], check=True)
+    target = run("workflow", "status", "--paths", "evil_wrong.p42.e42", *CONFIG, cwd=root).stdout.split()
+    target = next(path for path in target if path.startswith("results/em_lora/"))
+    done = run("snakemake", target, *CONFIG, "-c1", cwd=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return clean, target, json.loads((root / target).read_text())["digest"]
+
+
+class Training:
+    """That training under SLURM, in a copy of its own."""
+
+    def __init__(self, undisturbed, root: Path, env: dict[str, str], *args: str) -> None:
+        source, self.target, self.digest = undisturbed
+        subprocess.run(["cp", "-a", source, root], check=True)
+        self.root, self.env = root, env
+        self.record = root / self.target
+        self.output = root / "snakemake.out"
+        with open(self.output, "w") as file:
+            self.head = subprocess.Popen(
+                command("--profile", "slurm", self.target, *CONFIG, *args), cwd=root, env=env, stdout=file, stderr=file
+            )
+
+    def told(self) -> str:
+        logs = [p.read_text() for p in self.root.glob("logs/em_lora/**/*.log")]
+        return self.output.read_text() + "\n" + "\n".join(logs)
+
+    def wait_until(self, what, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not what():
+            assert time.monotonic() < deadline, self.told()
+            assert self.head.poll() is None, self.told()
+            time.sleep(0.2)
+
+    def is_at_work(self) -> bool:
+        """It has a checkpoint to go on from."""
+        return any(self.record.parent.glob("checkpoint/step-*"))
+
+    def processes(self) -> list[int]:
+        """Those of the job: they run in this folder, and the head is not among them."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                if Path(os.readlink(entry / "cwd")) == self.root and int(entry.name) != self.head.pid:
+                    found.append(int(entry.name))
+        return found
+
+    def node(self) -> str:
+        """Number of the node that its job runs on."""
+        listed = squeue(self.env, "--states=running", "--format=%N").split()
+        assert len(listed) == 1, listed
+        return listed[0].removeprefix("node")
+
+    def ends_as_undisturbed(self, resumed: bool = True) -> dict:
+        try:
+            status = self.head.wait(timeout=420)
+        finally:
+            self.head.kill()
+        assert status == 0, self.told()
+        record = json.loads(self.record.read_text())
+        assert record["digest"] == self.digest
+        assert (record["observed"]["resumed_from_step"] > 0) == resumed, self.told()
+        return record
+
+
+def squeue(env: dict[str, str], *args: str) -> str:
+    listed = subprocess.run(["squeue", "--noheader", *args], env=env, capture_output=True, text=True, check=True)
+    return listed.stdout
+
+
+@contextmanager
+def urgent(env: dict[str, str]):
+    """A job that takes all nodes from those of a lesser partition."""
+    wants = ["--partition=urgent", "--nodes=2", "--exclusive", "--time=5", "--output=/dev/null", "--wrap=sleep 90"]
+    sent = subprocess.run(["sbatch", *wants], env=env, capture_output=True, text=True, check=True)
+    number = re.findall(r"\d+", sent.stdout)[-1]
+    yield number
+    subprocess.run(["scancel", number], env=env, check=True)
+
+
+def test_preemption(slurm, undisturbed, tmp_path):
+    training = Training(undisturbed, tmp_path / "project", slurm)
+    training.wait_until(training.is_at_work)
+    with urgent(slurm) as number:
+        training.wait_until(lambda: squeue(slurm, "--states=running", "--format=%i").split() == [number], 60)
+        assert not training.record.exists()
+    training.ends_as_undisturbed()
+
+
+def test_requeue_by_an_operator(slurm, undisturbed, tmp_path):
+    training = Training(undisturbed, tmp_path / "project", slurm)
+    training.wait_until(training.is_at_work)
+    job = squeue(slurm, "--states=running", "--format=%i").split()
+    subprocess.run(["scontrol", "requeue", *job], env=slurm, check=True)
+    training.ends_as_undisturbed()
+
+
+def test_time_limit(slurm, undisturbed, tmp_path):
+    """The shortest limit is a minute, and the signal may come up to a minute early."""
+    profile = undisturbed[0] / "profiles/slurm/config.yaml"
+    assert "--signal=TERM@300" in profile.read_text()
+    args = ("--set-resources", "em_lora:runtime=1", "em_lora:slurm_extra='--signal=TERM@40'")
+    training = Training(undisturbed, tmp_path / "project", slurm, *args)
+    training.ends_as_undisturbed()
+    assert "SIGTERM" in training.told()
+
+
+def test_killed_for_memory(slurm, undisturbed, tmp_path):
+    """The next attempt asks for more, as the profile says of every rule."""
+    training = Training(
+        undisturbed, tmp_path / "project", slurm, "--set-resources", "em_lora:mem_mb=300*attempt*attempt"
+    )
+    training.ends_as_undisturbed(resumed=False)
+    assert "error: Exceeded job memory limit" in slurm_log(slurm) or "OUT_OF_MEMORY" in training.told()
+
+
+def slurm_log(env: dict[str, str]) -> str:
+    return "\n".join(p.read_text() for p in Path(env["MINISLURM"]).glob("log/node*.log"))
+
+
+def test_a_node_is_lost(slurm, undisturbed, tmp_path):
+    training = Training(undisturbed, tmp_path / "project", slurm)
+    training.wait_until(training.is_at_work)
+    node = training.node()
+    minislurm(slurm, "kill-node", node)
+    for pid in training.processes():
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    try:
+        training.ends_as_undisturbed()
+    finally:
+        minislurm(slurm, "start-node", node)
+
+
+def test_the_controller_restarts(slurm, undisturbed, tmp_path):
+    training = Training(undisturbed, tmp_path / "project", slurm)
+    training.wait_until(training.is_at_work)
+    minislurm(slurm, "kill-controller")
+    time.sleep(20)  # two rounds of status checks
+    minislurm(slurm, "start-controller")
+    training.ends_as_undisturbed(resumed=False)
