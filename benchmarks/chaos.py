@@ -1,6 +1,6 @@
 """kill -9 at random moments, then the same command: every artifact has the bytes of an undisturbed run.
 
-    python benchmarks/chaos.py --kills 100 --folder /tmp/chaos
+    python -m benchmarks.chaos --kills 100 --folder /tmp/chaos
 
 The demo at 2 conditions x 2 EM seeds, Snakemake on the local executor, stages forked by one launcher. What is killed is
 Snakemake, or a stage that is at work and then Snakemake; trainings checkpoint after every second. A finished pass is
@@ -24,13 +24,11 @@ from pathlib import Path
 
 import yaml
 
+from tests.conftest import copy_project
+from tests.fake import small
+from workflow.launch import ADDRESS
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from tests.conftest import copy_project  # noqa: E402
-from tests.fake import small  # noqa: E402
-from workflow.launch import ADDRESS  # noqa: E402
-
 COMMAND = [sys.executable, "-m", "snakemake", "all", "--configfile", "config/test.yaml", "-c2"]
 ATTEMPTS = 6  # runs without a kill, until a pass must be finished
 

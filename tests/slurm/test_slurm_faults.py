@@ -134,7 +134,7 @@ def test_time_limit(slurm, undisturbed, tmp_path):
     """The shortest limit is a minute, and the signal may come up to a minute early."""
     profile = undisturbed[0] / "profiles/slurm/config.yaml"
     assert "--signal=TERM@300" in profile.read_text()
-    args = ("--set-resources", "em_lora:runtime=1", "em_lora:slurm_extra='--signal=TERM@40'")
+    args = ("--set-resources", "em_lora:runtime=attempt", "em_lora:slurm_extra='--signal=TERM@20'")
     training = Training(undisturbed, tmp_path / "project", slurm, *args)
     training.ends_as_undisturbed()
     assert "SIGTERM" in training.told()
