@@ -1,6 +1,7 @@
 """Completions: what the sampler really does, on both backends, and what a completion depends on."""
 
 import copy
+import json
 from collections import Counter
 from types import SimpleNamespace
 
@@ -71,6 +72,17 @@ def test_vllm_is_given_every_setting():
     }
     off = _vllm.sampling(PLAIN, 7, 0)
     assert (off["top_k"], off["top_p"], off["min_p"], off["repetition_penalty"]) == (0, 1.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "given"), [({"dtype": "float32"}, "float32"), ({"torch_dtype": "bfloat16"}, "bfloat16")]
+)
+def test_vllm_computes_in_the_models_own_data_type(tmp_path, config, given):
+    """Left alone it makes bfloat16 of float32, and one greedy completion in eight was another."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = _vllm.engine_settings(tmp_path, 20)
+    assert (settings["dtype"], settings["enable_lora"], settings["max_lora_rank"]) == (given, True, 32)
+    assert _vllm.engine_settings(tmp_path, None)["enable_lora"] is False
 
 
 def test_top_k_off_leaves_every_token_its_probability():

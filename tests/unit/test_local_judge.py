@@ -99,12 +99,14 @@ def test_a_server_that_never_answers_is_stopped(tmp_path):
     assert gone(int((tmp_path / "pid").read_text()))
 
 
-def test_the_command_serves_on_loopback_under_the_judges_name(monkeypatch):
+def test_the_command_serves_on_loopback_under_the_judges_name(monkeypatch, tmp_path):
+    (tmp_path / "config.json").write_text('{"dtype": "float32"}')
     monkeypatch.setenv(vllm_python.VARIABLE, "/other/python")
-    command = local_judge.vllm_command("models/judge", "judge@0123")
+    command = local_judge.vllm_command(str(tmp_path), "judge@0123")
     assert command[:3] == ["/other/python", "-m", "vllm.entrypoints.openai.api_server"]
     said = " ".join(command)
-    assert "--model models/judge --served-model-name judge@0123 --host 127.0.0.1 --port {port}" in said
+    assert f"--model {tmp_path} --served-model-name judge@0123 --host 127.0.0.1 --port {{port}}" in said
+    assert said.endswith("--dtype float32")
 
 
 def test_a_judge_on_disk_must_bear_its_bytes_in_its_name(model):

@@ -4,9 +4,11 @@ vLLM can hold several adapters at once, so one engine could serve all EM seeds o
 makes one cell, so that a cell can be planned, rerun and verified alone; what that costs is one engine start a cell.
 """
 
+from pathlib import Path
 from typing import Any
 
 from workflow.evals.generate import Answer, chat, to_answer
+from workflow.evals.vllm_python import dtype
 from workflow.stage import Job, StageError
 from workflow.stages._models import load_tokenizer, template_md5
 
@@ -28,20 +30,25 @@ def generate(job: Job, tasks: list[dict[str, Any]]) -> tuple[list[Answer], list[
     tokenizer = load_tokenizer(folder)
     prompts = [tokenizer.apply_chat_template(chat(t), tokenize=False, add_generation_prompt=True) for t in tasks]
     adapter = job.parent("em_lora")
-    rank = adapter.record.recipe.params["lora"]["r"] if adapter else 0
-    engine = vllm.LLM(
-        model=str(folder),
-        enable_lora=adapter is not None,
-        max_lora_rank=next(size for size in _LORA_RANKS if size >= rank),
-        generation_config="vllm",  # the model's own sampling defaults are not ours
-    )
+    engine = vllm.LLM(**engine_settings(folder, adapter.record.recipe.params["lora"]["r"] if adapter else None))
     request = LoRARequest("em", 1, str(adapter.out / "adapter")) if adapter else None
     ids = [{"prompt_token_ids": tokenizer(p, add_special_tokens=False)["input_ids"]} for p in prompts]
     eos = tokenizer.eos_token_id
     params = [vllm.SamplingParams(**sampling(job.params["sampler"], t["seed"], eos)) for t in tasks]
     done = engine.generate(ids, params, lora_request=request, use_tqdm=False)
     answers = [read(d.outputs[0], tokenizer) for d in done]
-    return answers, prompts, {"template_md5": template_md5(tokenizer), "vllm": vllm.__version__}
+    return answers, prompts, {"template_md5": template_md5(tokenizer), "dtype": dtype(folder), "vllm": vllm.__version__}
+
+
+def engine_settings(folder: Path, lora_rank: int | None) -> dict[str, Any]:
+    """Of the model in that folder, with room for an adapter of that rank."""
+    return {
+        "model": str(folder),
+        "dtype": dtype(folder),
+        "generation_config": "vllm",  # the model's own sampling defaults are not ours
+        "enable_lora": lora_rank is not None,
+        "max_lora_rank": next(size for size in _LORA_RANKS if size >= (lora_rank or 0)),
+    }
 
 
 def sampling(sampler: dict[str, Any], seed: int, eos: int) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _transformers(job: Job, tasks: list[dict[str, Any]]) -> tuple[list[Answer], 
         answers += sample(model, tokenizer, prompts[part], [t["seed"] for t in tasks[part]], job.params["sampler"])
         left = (time.monotonic() - began) / len(answers) * (len(tasks) - len(answers))
         print(f"{len(answers)}/{len(tasks)} completions, {left:.0f} s left", file=sys.stderr, flush=True)
-    return answers, prompts, {"template_md5": template_md5(tokenizer)}
+    return answers, prompts, {"template_md5": template_md5(tokenizer), "dtype": str(model.dtype).removeprefix("torch.")}
 
 
 def sample(model: Any, tokenizer: Any, prompts: list[str], seeds: list[int], sampler: dict[str, Any]) -> list[Answer]:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workflow.evals.vllm_python import vllm_python
+from workflow.evals.vllm_python import dtype, vllm_python
 from workflow.keys import digest, hash_file
 from workflow.stage import StageError
 
@@ -83,7 +83,7 @@ def vllm_command(model: str, name: str) -> list[str]:
     python = vllm_python() or sys.executable
     server = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
     # its own sampling defaults are not ours; 20 alternatives are what the log-probability rule reads
-    settings = ["--generation-config", "vllm", "--max-logprobs", "20"]
+    settings = ["--generation-config", "vllm", "--max-logprobs", "20", "--dtype", dtype(Path(model))]
     return [*server, "--host", "127.0.0.1", "--port", "{port}", *settings]
 
 
