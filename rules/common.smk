@@ -4,6 +4,9 @@ Inputs are ancient(): the key in the path is the identity, so a newer mtime
 (a copy, a touch, an rsync) must never plan a job.
 """
 
+import sys
+
+from workflow import patience
 from workflow.plan import Plan
 
 PLAN = Plan.of(config, [str(path) for path in workflow.configfiles])
@@ -12,6 +15,8 @@ MATRIX = PLAN.matrix
 
 onstart:
     PLAN.claim()
+    if slurm := sys.modules.get("snakemake_executor_plugin_slurm"):
+        patience.install(slurm)
 
 
 def recipe(stage):
