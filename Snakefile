@@ -26,6 +26,15 @@ localrules:
 
 
 include: "rules/common.smk"
+
+
+# A login node reaches the hub; compute nodes often do not.
+if PLAN.config.base_model.kind == "hub":
+
+    localrules:
+        base,
+
+
 include: "rules/data.smk"
 include: "rules/train.smk"
 include: "rules/eval.smk"

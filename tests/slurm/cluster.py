@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -65,7 +66,32 @@ def prepare(root: Path, partition: str | None = "main") -> Path:
     return root
 
 
+def records(root: Path) -> list[dict]:
+    return [json.loads(p.read_text()) for p in root.glob("results/*/*/*/record.json")]
+
+
 def digests(root: Path) -> dict[str, str]:
     """Of every record but the report's, which shows how long the others took."""
     paths = (p for p in root.glob("results/*/*/*/record.json") if p.parts[-4] != "report")
     return {str(p.relative_to(root)): json.loads(p.read_text())["digest"] for p in paths}
+
+
+def told(root: Path, wall: float, env: dict[str, str]) -> str:
+    """Time of a SLURM job beyond what its stage took, as far as SLURM still remembers the job."""
+    made = records(root)
+    asked = ["squeue", "--noheader", "--states=all", "--array", "--format=%A|%M"]
+    listed = subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout
+    seconds = dict(line.split("|") for line in listed.splitlines())
+    beyond = [
+        _seconds(seconds[number]) - record["observed"]["seconds"]
+        for record in made
+        if (number := record["provenance"]["slurm_job"]) in seconds
+    ]
+    work = sum(record["observed"]["seconds"] for record in made)
+    median = statistics.median(beyond) if beyond else float("nan")
+    return f"{len(made)} stages in {wall:.0f} s; stages took {work:.0f} s; beyond that {median:.1f} s a job (median of {len(beyond)})"
+
+
+def _seconds(text: str) -> int:
+    minutes, _, seconds = text.rpartition(":")
+    return 60 * int(minutes.rpartition(":")[2] or 0) + int(seconds)

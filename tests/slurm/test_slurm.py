@@ -1,15 +1,12 @@
 """The demo at 2 x 2 on a real SLURM, and what the profile says to it."""
 
-import json
-import statistics
-import subprocess
 import time
 
 import pytest
 
 from tests.conftest import ROOT, copy_project, jobs, logs
 from tests.fake import pin_stand_ins
-from tests.slurm.cluster import digests, prepare, snakemake, why_not
+from tests.slurm.cluster import digests, prepare, records, snakemake, told, why_not
 from workflow.config import Config
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -50,30 +47,6 @@ def test_the_demo_gives_the_same_bytes_on_slurm(slurm, tmp_path, finished, capsy
     wall = time.monotonic() - began
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:] + logs(root)
     assert digests(root) == digests(finished)
-    records = [json.loads(p.read_text()) for p in root.glob("results/*/*/*/record.json")]
-    numbers = {record["provenance"]["slurm_job"] for record in records}
-    assert None not in numbers
+    assert all(record["provenance"]["slurm_job"] for record in records(root))
     with capsys.disabled():
-        print("\n  " + told(records, wall, slurm))
-
-
-def told(records: list[dict], wall: float, env: dict[str, str]) -> str:
-    """Time of a SLURM job beyond what its stage took, as far as SLURM still remembers the job."""
-    asked = ["squeue", "--noheader", "--states=all", "--array", "--format=%A|%M"]
-    listed = subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout
-    seconds = dict(line.split("|") for line in listed.splitlines())
-    beyond = [
-        _seconds(seconds[number]) - record["observed"]["seconds"]
-        for record in records
-        if (number := record["provenance"]["slurm_job"]) in seconds
-    ]
-    work = sum(record["observed"]["seconds"] for record in records)
-    median = statistics.median(beyond) if beyond else float("nan")
-    return (
-        f"{len(records)} stages in {wall:.0f} s at 4 jobs; stages took {work:.0f} s; beyond that {median:.1f} s a job"
-    )
-
-
-def _seconds(text: str) -> int:
-    minutes, _, seconds = text.rpartition(":")
-    return 60 * int(minutes.rpartition(":")[2] or 0) + int(seconds)
+        print("\n  " + told(root, wall, slurm))
