@@ -2,8 +2,8 @@
 
     python -m benchmarks.slurm_demo --folder /tmp/slurm-demo
 
-Needs what tests/slurm needs. `snakemake --profile slurm all --configfile config/demo.yaml`, with the site's block of the
-profile set to the SLURM that it starts. As many jobs at once as two cores and their memory bear.
+Needs what tests/slurm needs. `snakemake --profile slurm all --configfile config/demo.yaml`, with the site's block of
+the profile set to the SLURM that it starts. As many jobs at once as two cores and their memory bear.
 """
 
 import argparse

@@ -89,7 +89,8 @@ def told(root: Path, wall: float, env: dict[str, str]) -> str:
     ]
     work = sum(record["observed"]["seconds"] for record in made)
     median = statistics.median(beyond) if beyond else float("nan")
-    return f"{len(made)} stages in {wall:.0f} s; stages took {work:.0f} s; beyond that {median:.1f} s a job (median of {len(beyond)})"
+    beyond_it = f"beyond that {median:.1f} s a job (median of {len(beyond)})"
+    return f"{len(made)} stages in {wall:.0f} s; stages took {work:.0f} s; {beyond_it}"
 
 
 def _seconds(text: str) -> int:
