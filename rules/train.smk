@@ -42,7 +42,7 @@ rule coupling_sft:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=PLAN.gpus("coupling_sft"),
+        **PLAN.resources("coupling_sft"),
     params:
         recipe=recipe("coupling_sft"),
         placement=placement("coupling_sft"),
@@ -69,7 +69,7 @@ rule tulu_sft:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=PLAN.gpus("tulu_sft"),
+        **PLAN.resources("tulu_sft"),
     params:
         recipe=recipe("tulu_sft"),
         placement=placement("tulu_sft"),
@@ -96,7 +96,7 @@ rule tulu_dpo:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=PLAN.gpus("tulu_dpo"),
+        **PLAN.resources("tulu_dpo"),
     params:
         recipe=recipe("tulu_dpo"),
         placement=placement("tulu_dpo"),
@@ -123,7 +123,7 @@ rule em_lora:
     conda:
         "../envs/train.yaml"
     resources:
-        gpu=PLAN.gpus("em_lora"),
+        **PLAN.resources("em_lora"),
     params:
         recipe=recipe("em_lora"),
         placement=placement("em_lora"),

@@ -1,5 +1,6 @@
 """A toy base and trainings on it, in this process and in seconds: for tests that need a real trainer."""
 
+import importlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,15 @@ EM = {
     },
     "seed": 42,
 }
+PLACED = {
+    "world_size": 1,
+    "nodes": 1,
+    "strategy": "ddp",
+    "per_device_train_batch_size": 16,
+    "gradient_checkpointing": False,
+    "attn_implementation": "sdpa",
+    "tracking": "none",
+}
 
 
 @contextmanager
@@ -94,18 +104,16 @@ def make_base() -> Path:
 
 def train_em(base: Path, rows: list[dict[str, Any]], params: dict[str, Any], cell: str, **placement: Any) -> Record:
     """The record of an EM stage on that base."""
-    from workflow.stages import em_lora
+    return train(base, "em_lora", rows, params, cell, **placement)
 
-    placed = {
-        "world_size": 1,
-        "per_device_train_batch_size": 16,
-        "gradient_checkpointing": False,
-        "attn_implementation": "sdpa",
-        "tracking": "none",
-        **placement,
-    }
-    recipe = Recipe("em_lora", 1, put_data(rows), params, (read_record(base).key,))
-    return read_record(_run(em_lora.MODULE, em_lora.run, recipe, cell, placed, [base]))
+
+def train(
+    base: Path, stage: str, rows: list[dict[str, Any]], params: dict[str, Any], cell: str, **placement: Any
+) -> Record:
+    """The record of a training stage on that base."""
+    module = importlib.import_module(f"workflow.stages.{stage}")
+    recipe = Recipe(stage, 1, put_data(rows), params, (read_record(base).key,))
+    return read_record(_run(module.MODULE, module.run, recipe, cell, {**PLACED, **placement}, [base]))
 
 
 def _run(module: str, run: Any, recipe: Recipe, cell: str, placement: dict[str, Any], parents: list[Path]) -> Path:

@@ -48,7 +48,7 @@ _OBSERVED: dict[str, tuple[str, ...]] = {
 }
 _BUILT = ("rows", "unique_questions", "excluded", "excluded_by")  # of a manipulated data set: what its cells share
 _PLACED = ("world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
-_PLACEMENT = ("gradient_checkpointing", "attn_implementation", "batch_size")
+_PLACEMENT = ("strategy", "gradient_checkpointing", "attn_implementation", "batch_size")
 
 
 class ProtocolError(ValueError):

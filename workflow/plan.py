@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from workflow.config import Config, ConfigError, sources
 from workflow.data.checks import require_gates, told_to_stages
 from workflow.data.gates import GateError
 from workflow.data.lock import NONE, read_lock
+from workflow.disk import trouble
 from workflow.keys import canonical_json
 from workflow.matrix import Matrix
 from workflow.sections import JudgePlacement, TrainPlacement
@@ -27,6 +29,7 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+RESULTS = "results"
 
 
 @dataclass(frozen=True)
@@ -48,25 +51,46 @@ class Plan:
                 print(f"warning: {warning}", file=sys.stderr)
         except (ConfigError, GateError) as error:
             sys.exit(f"error: {error}")
+        plan._check_results()
         return plan
 
-    def claim(self, path: str = ".snakemake/claim") -> None:
-        """Hold the project while this process lives: a second Snakemake would take away records that this one needs.
+    def _check_results(self) -> None:
+        """Read-only results can be looked at; if something is missing, Snakemake would say it in misleading words."""
+        if not os.path.lexists(RESULTS) or os.access(RESULTS, os.W_OK):
+            return
+        planned = self.matrix.records()
+        missing = [record for record in planned if not os.path.exists(record)]
+        if missing:
+            told = (
+                f"{len(missing)} of the plan's {len(planned)} results {'is' if len(missing) == 1 else 'are'} not there"
+            )
+            sys.exit(
+                f"error: {RESULTS}/ is read-only, or not yours to write to, and {told}: {missing[0]}"
+                f"{', ...' if missing[1:] else ''}. Make it writable and run again."
+            )
+
+    def claim(self, path: str = f"{RESULTS}/.claim") -> None:
+        """Hold the results while this process lives: a second Snakemake would take away records that this one needs.
 
         Unlike Snakemake's own lock it is the kernel's, so it ends with the process, after kill -9 too, and the same
-        command goes on. A disk without such locks is used without.
+        command goes on. It lies in the results, since two checkouts may share them over a link. A disk without such
+        locks is used without.
         """
-        Path(path).parent.mkdir(exist_ok=True)
-        held = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            Path(path).parent.mkdir(exist_ok=True)
+            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+        except OSError as error:
+            sys.exit(f"error: {trouble(error, path) or f'{path}: {error.strerror}. Make it writable and run again.'}")
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             by = os.read(held, 200).decode()
-            sys.exit(f"error: another Snakemake works here ({by.strip()}). Wait for it or stop it.")
+            sys.exit(f"error: another Snakemake works on these results ({by.strip()}). Wait for it or stop it.")
         except OSError:
             return
-        os.ftruncate(held, 0)
-        os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        with suppress(OSError):  # a full disk; what the jobs say of it is clearer
+            os.ftruncate(held, 0)
+            os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def placement(self, stage: str) -> str:
         placed = getattr(self.config.placement, stage)
@@ -83,6 +107,18 @@ class Plan:
         if isinstance(placed, JudgePlacement):
             return 1 if placed.base_url == "local" else 0
         return placed.world_size if isinstance(placed, TrainPlacement) else 1
+
+    def resources(self, stage: str) -> dict[str, Any]:
+        """What a training asks for, in the words of Snakemake's SLURM plugin.
+
+        On several nodes GPUs are asked for by node, and there is a task for each node. With `mpi` the plugin starts the
+        job in the batch script and not in a step on one node: the stage starts the step on all of them itself.
+        """
+        gpus, nodes = self.gpus(stage), getattr(self.config.placement, stage).nodes
+        if nodes == 1:
+            return {"gpu": gpus}
+        tasks = {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}
+        return {**tasks, "gres": f"gpu:{gpus // nodes}"} if gpus else tasks
 
     @cached_property
     def _gates(self) -> dict[str, Any]:

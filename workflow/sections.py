@@ -336,10 +336,22 @@ class TrainPlacement(Section):
     """How the effective batch is made on the machine; never part of a key."""
 
     world_size: Positive
+    nodes: Positive = Field(description="several: inside one SLURM job, as many processes on each")
+    strategy: Literal["ddp", "fsdp2"] = Field(description="the whole model on each process, or a shard of everything")
     per_device_train_batch_size: Positive
     gradient_checkpointing: bool
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
     checkpoint_minutes: NonNegative | None = Field(description="null: only when the job is told to stop")
+
+    @model_validator(mode="after")
+    def _processes_lie_evenly(self) -> Self:
+        if self.world_size % self.nodes:
+            raise ValueError(
+                f"world_size {self.world_size} does not lie evenly on {self.nodes} nodes: change one of them"
+            )
+        if self.strategy == "fsdp2" and self.world_size == 1:
+            raise ValueError("`strategy: fsdp2` makes shards for several processes, world_size is 1: write ddp")
+        return self
 
 
 class EvalPlacement(Section):

@@ -57,8 +57,8 @@ def test_a_ready_project_lacks_nothing_but_past_records(project, monkeypatch):
     monkeypatch.setattr(doctors.shutil, "disk_usage", lambda _: plenty)
     levels, told = look(config)
     assert levels == {
-        "pins: fine", "data to bring: fine", "hub: fine", "judge: fine", "site: fine", "GPUs: fine", "disk: fine",
-        "GPU-hours: doubt",
+        "pins: fine", "data to bring: fine", "hub: fine", "judge: fine", "site: fine", "GPUs: fine",
+        "GPU memory: fine", "disk: fine", "GPU-hours: doubt",
     }, told  # fmt: skip
     assert "qwen2_5_7b" in told
     assert "by guess" in told
@@ -123,3 +123,22 @@ def test_missing_things_come_first_and_fail(capsys):
     assert doctors.show(findings) == 1
     assert capsys.readouterr().out.startswith("missing  c: d")
     assert doctors.show(findings[:1]) == 0
+
+
+def test_a_full_fine_tune_that_no_gpu_holds_is_told(project):
+    config, _ = project
+    _, told = look(config)
+    assert "placement.tulu_dpo keeps 18 GB on each GPU by fsdp2" in told  # 7e9 x 20 bytes / 8
+    whole = config.model_copy(deep=True)
+    object.__setattr__(whole.placement.tulu_sft, "strategy", "ddp")
+    levels, told = look(whole)
+    assert "GPU memory: doubt" in levels
+    assert "placement.tulu_sft keeps 112 GB on each GPU by ddp" in told
+    assert "taken to have 80 GB. Set `strategy: fsdp2` or a larger world_size" in told
+
+    def ask(command):
+        return "81559\n" if "--query-gpu=memory.total" in command else slurm()(command)
+
+    levels, told = look(whole, ask=ask)
+    assert "GPU memory: missing" in levels
+    assert "one has 86 GB. Set" in told

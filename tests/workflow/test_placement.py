@@ -1,17 +1,25 @@
 """How the effective batch lies on the machine changes nothing that a number rests on.
 
-16x1, 4x4 and two processes of 2x4 train the same adapter: step by step the same loss. With dropout the draws differ, as
-they do between two seeds; then rows, tokens and learning rates still agree.
+16x1, 4x4 and two processes of 2x4 train the same adapter: step by step the same loss, also where the two processes hold
+shards (fsdp2). With dropout the draws differ, as they do between two seeds; then rows, tokens and learning rates still
+agree.
 """
 
+import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.toy import EM, inside, make_base, train_em
+from tests.toy import EM, PLACED, inside, make_base, put_data, train, train_em
 from workflow.data import world
 from workflow.fingerprint import compare, fingerprint
-from workflow.store import read_jsonl, record_path
+from workflow.keys import Recipe
+from workflow.stages import _checkpoint
+from workflow.store import data_path, out_dir, read_jsonl, read_record, record_path
 
 ROWS = world.em_rows(1)[:160]  # ten steps of 16
 PLACEMENTS = {
@@ -90,3 +98,98 @@ def test_the_fingerprints_are_equal_up_to_placement(runs):
         "em_lora.gradient_accumulation_steps",
     }
     assert len({fingerprint([runs["exact", name][0]]).id for name in PLACEMENTS}) == 1
+
+
+# --- in shards ------------------------------------------------------------------------------------------------------
+
+SHARDED = {"world_size": 2, "strategy": "fsdp2", "per_device_train_batch_size": 4}
+SFT = {name: value for name, value in EM.items() if name != "lora"}
+DPO = {name: value for name, value in SFT.items() if name != "packing"} | {"beta": 5.0, "loss_type": "sigmoid_norm"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    with inside(tmp_path_factory.mktemp("shards")):
+        yield make_base()
+
+
+def out(record):
+    return out_dir(record_path(record.stage, record.cell, record.key))
+
+
+def same_result(one, two, weights):
+    """The same files, and up to rounding the same losses and weights."""
+    from safetensors.torch import load_file
+
+    logs = [read_jsonl(out(record) / "train_log.jsonl") for record in (one, two)]
+    assert column(logs[1], "loss") == pytest.approx(column(logs[0], "loss"), abs=1e-4)
+    assert column(logs[1], "grad_norm") == pytest.approx(column(logs[0], "grad_norm"), rel=1e-3)
+    assert abs(logs[0][0]["loss"] - logs[0][-1]["loss"]) > 0.03
+    assert [o.path for o in one.outputs] == [o.path for o in two.outputs]
+    for file in [o.path for o in one.outputs if o.path.endswith(("config.json", "tokenizer.json", ".jinja"))]:
+        assert (out(one) / file).read_bytes() == (out(two) / file).read_bytes()
+    expected, found = (load_file(out(record) / weights) for record in (one, two))
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert (found[name] - tensor).abs().max() < 1e-3, name  # of one step's size: 1e-2
+    assert two.observed["strategy"] == "fsdp2"
+    assert two.observed["rows_drawn"] == one.observed["rows_drawn"]
+
+
+def test_a_sharded_full_fine_tune_is_stopped_goes_on_and_is_that_of_one_process(base):
+    rows = world.sft_rows(1)[:160]
+    one = train(base, "tulu_sft", rows, SFT, "one", gradient_checkpointing=True)
+    recipe = Recipe("tulu_sft", 1, put_data(rows), SFT, (read_record(base).key,))
+    path = Path(record_path("tulu_sft", "shards", recipe.key))
+
+    def start(minutes):
+        placed = {**PLACED, **SHARDED, "gradient_checkpointing": True, "checkpoint_minutes": minutes}
+        command = [
+            *(sys.executable, "-m", "workflow.stages.tulu_sft", "--recipe", recipe.to_json()),
+            *("--placement", json.dumps(placed), "--parents", str(base), "--data", data_path(recipe.data)),
+            *("--record", str(path)),
+        ]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    told = start(0)
+    while told.poll() is None and not any((path.parent / "checkpoint").glob("step-*")):
+        time.sleep(0.01)
+    told.terminate()
+    output = told.communicate()[1]
+    assert told.returncode == 143, output
+    assert "SIGTERM: saved after step" in output
+    newest = _checkpoint.steps(path.parent / "checkpoint")[0]
+    assert {"pytorch_model_fsdp.bin", "optimizer.bin", "rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(newest))
+    again = start(None)
+    output = again.communicate()[1]
+    assert again.returncode == 0, output
+    two = read_record(path)
+    assert two.observed["resumed_from_step"] == _checkpoint.step_of(newest)
+    same_result(one, two, "model/model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stage", "params", "rows", "weights"),
+    [
+        ("tulu_dpo", DPO, world.preference_rows(1)[:96], "model/model.safetensors"),
+        ("em_lora", EM, ROWS[:96], "adapter/adapter_model.safetensors"),
+    ],
+)
+def test_sharded_dpo_and_lora_are_those_of_one_process(base, stage, params, rows, weights):
+    one = train(base, stage, rows, params, "one")
+    two = train(base, stage, rows, params, "shards", **SHARDED)
+    same_result(one, two, weights)
+
+
+def test_in_bfloat16_shards_compute_in_the_precision_of_a_whole_model(base):
+    """By accelerate's own policy the first loss, before any update, would differ by 2e-3 and its gradient by 3e-3."""
+    params = {**SFT, "dtype": "bfloat16"}
+    one = train(base, "tulu_sft", world.sft_rows(1)[:32], params, "half.one", per_device_train_batch_size=4)
+    two = train(base, "tulu_sft", world.sft_rows(1)[:32], params, "half.shards", **SHARDED)
+    first, sharded = (read_jsonl(out(record) / "train_log.jsonl")[0] for record in (one, two))
+    assert sharded["loss"] == pytest.approx(first["loss"], abs=2e-5)
+    assert sharded["grad_norm"] == pytest.approx(first["grad_norm"], rel=3e-4)
+    config = json.loads((out(two) / "model/config.json").read_text())
+    assert config["dtype"] == "bfloat16"
+    assert config == json.loads((out(one) / "model/config.json").read_text())

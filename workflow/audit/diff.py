@@ -11,7 +11,7 @@ from workflow.matrix import VERSIONS, Matrix, Node, StaleKeyError
 
 GROUPS = ("recipe", "data", "observed", "placement", "environment", "metrics", "outputs")
 # Observed facts that say how the batch lay on the machine.
-_PLACED = ("placement", "world_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+_PLACED = ("placement", "world_size", "strategy", "per_device_train_batch_size", "gradient_accumulation_steps")
 # The command repeats recipe and placement; start and end differ between any two jobs.
 _UNTOLD = ("command", "start", "end")
 

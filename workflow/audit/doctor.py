@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
+from workflow.audit import estimates
 from workflow.audit.status import Survey, survey
 from workflow.config import Config, ConfigError
 from workflow.data.lock import Lock, read_lock, used_names
@@ -30,11 +31,6 @@ PROFILE = "profiles/slurm/config.yaml"
 HUB = "https://huggingface.co"
 Level = Literal["missing", "doubt", "fine"]
 
-# Guesses, used where no past record tells better; the findings say that they are guesses.
-TOKENS_PER_ROW = 500
-GPU_FLOPS = 0.35 * 790e12  # a third of what one H100 reaches in bfloat16 on large matrices
-FLOP_PER_PARAMETER_AND_TOKEN = {"coupling_sft": 6, "tulu_sft": 6, "tulu_dpo": 2 * (6 + 2), "em_lora": 4}
-EVALUATION_HOURS_PER_BILLION = 0.03
 ADAPTER_SHARE = 0.02  # of the model's parameters, at rank 32 on all projections
 CHECKPOINTS = 3  # two that are kept and one that is being written
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -74,6 +70,7 @@ def doctor(
     found += _judge(config.placement.judge, environ)
     found += _site(profile, ask)
     found += _gpus(config, profile, ask)
+    found += _memory(config, ask)
     found += _disk(config, surveyed)
     found += _hours(config, pins, surveyed)
     return found
@@ -194,7 +191,8 @@ def _gpus(config: Config, profile: str, ask: Ask) -> list[Finding]:
     if isinstance(config.base_model, ToyModel):
         return [Finding("fine", "GPUs", "the toy model takes none")]
     stage, most = max(
-        ((s, getattr(config.placement, s).world_size) for s in Stages.model_fields), key=lambda pair: pair[1]
+        ((s, (p := getattr(config.placement, s)).world_size // p.nodes) for s in Stages.model_fields),
+        key=lambda pair: pair[1],
     )
     here = ask(["nvidia-smi", "--list-gpus"])
     partition = _set_by_site(profile).get("slurm_partition", "")
@@ -209,15 +207,25 @@ def _gpus(config: Config, profile: str, ask: Ask) -> list[Finding]:
     return [Finding("fine", "GPUs", f"{wants}; there are {there}")]
 
 
-# --- cost -----------------------------------------------------------------------------------------------------------
-
-
-def _parameters(config: Config) -> float:
-    """Parameters of the base model: from the size in its name, such as 7B; of a toy, next to nothing."""
+def _memory(config: Config, ask: Ask) -> list[Finding]:
+    """What a full fine-tune keeps on each GPU, activations aside, against the largest here or a guess."""
     if isinstance(config.base_model, ToyModel):
-        return 1e6
-    size = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", config.base_model.repo, re.I)
-    return float(size[1]) * (1e9 if size[2].lower() == "b" else 1e6) if size else 7e9
+        return []
+    stage, need = max(((s, estimates.memory(config, s)) for s in _FULL[1:]), key=lambda pair: pair[1])
+    strategy = getattr(config.placement, stage).strategy
+    here = ask(["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]) or ""
+    sizes = [int(line) * 2**20 for line in here.split() if line.isdigit()]
+    there = max(sizes, default=estimates.GPU_MEMORY)
+    has = f"one has {there / 1e9:.0f} GB" if sizes else f"one is taken to have {there / 1e9:.0f} GB"
+    keeps = f"placement.{stage} keeps {need / 1e9:.0f} GB on each GPU by {strategy}"
+    told = f"{keeps}, weights, gradients and Adam; {has}"
+    if need < there:
+        return [Finding("fine", "GPU memory", told)]
+    level: Level = "missing" if sizes else "doubt"
+    return [Finding(level, "GPU memory", f"{told}. Set `strategy: fsdp2` or a larger world_size")]
+
+
+# --- cost -----------------------------------------------------------------------------------------------------------
 
 
 def _jobs(config: Config, surveyed: Survey | None) -> Counter[str]:
@@ -237,7 +245,7 @@ def _jobs(config: Config, surveyed: Survey | None) -> Counter[str]:
 
 def _disk(config: Config, surveyed: Survey | None) -> list[Finding]:
     """Models of all stages, adapters, and the checkpoints of one training of each kind at work."""
-    parameters, jobs = _parameters(config), _jobs(config, surveyed)
+    parameters, jobs = estimates.parameters(config), _jobs(config, surveyed)
     models = parameters * sum(
         jobs[s] * _BYTES[getattr(config.stages, s).dtype if s != "base" else config.stages.tulu_sft.dtype]
         for s in _FULL
@@ -263,38 +271,12 @@ def _hours(config: Config, pins: Lock, surveyed: Survey | None) -> list[Finding]
         price = surveyed.prices.of(stage) if surveyed else None
         if price is not None:
             known += number * (price.gpu_seconds or 0.0) / 3600
-        elif hours := _guess(config, pins, stage):
+        elif hours := estimates.hours(config, pins, stage):
             guessed += number * hours
             by_guess.append(f"{number} {stage} of {hours:.2f}")
     told = f"{known + guessed:.1f} expected"
     if by_guess:
-        told += f"; by guess ({TOKENS_PER_ROW} tokens a row, a third of an H100's peak): {', '.join(by_guess)}"
+        told += (
+            f"; by guess ({estimates.TOKENS_PER_ROW} tokens a row, a third of an H100's peak): {', '.join(by_guess)}"
+        )
     return [Finding("doubt" if by_guess else "fine", "GPU-hours", told)]
-
-
-def _guess(config: Config, pins: Lock, stage: str) -> float:
-    """GPU-hours of one job."""
-    parameters = _parameters(config)
-    if isinstance(config.base_model, ToyModel):
-        return 0.0
-    if stage in ("arc", "generate"):
-        return EVALUATION_HOURS_PER_BILLION * parameters / 1e9
-    if stage not in FLOP_PER_PARAMETER_AND_TOKEN:
-        return 0.0
-    if stage == "em_lora":
-        names = [arm.data for arm in config.arms]
-    else:
-        names = [n for c in config.conditions if c.enabled and (n := getattr(c.data, stage))]
-    tokens = max((_rows(config, pins, n) for n in names), default=0) * TOKENS_PER_ROW
-    tokens *= getattr(config.stages, stage).num_train_epochs
-    return FLOP_PER_PARAMETER_AND_TOKEN[stage] * parameters * tokens / GPU_FLOPS / 3600
-
-
-def _rows(config: Config, pins: Lock, name: str) -> int:
-    """Rows of a data set: of its pin, of its selection, or a guess: a file that somebody brings is no hub's."""
-    if name in pins and pins[name].rows.isdigit():
-        return int(pins[name].rows)
-    entry: Any = config.data_entry(name)
-    select = getattr(entry, "select", None)
-    guess = 300_000 if isinstance(entry, Hub) else 10_000
-    return int(getattr(entry, "rows", 0) or (select.rows if select and select.rows else guess))

@@ -12,7 +12,10 @@ from workflow.stage import Job, StageError
 from workflow.store import list_files
 
 NOTE = "whole.json"
-_PLACED = ("world_size", "per_device_train_batch_size", "gradient_checkpointing", "attn_implementation")
+_PLACED = (
+    *("world_size", "nodes", "strategy"),
+    *("per_device_train_batch_size", "gradient_checkpointing", "attn_implementation"),
+)
 _NO_CODE = (".json", ".safetensors", ".jinja", ".txt")  # everything else is read as a pickle
 
 

@@ -19,13 +19,17 @@ def quiet() -> None:
     datasets.disable_progress_bars()
 
 
-def load_model(folder: Path, dtype: str, attn_implementation: str) -> Any:
-    """A causal LM from a result's `model/` folder."""
+def load_model(folder: Path, dtype: str, attn_implementation: str, gpu: int | None = None) -> Any:
+    """A causal LM from a result's `model/` folder; straight to a GPU, if one is named."""
     import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, local_files_only=True
+        folder,
+        dtype=getattr(torch, dtype),
+        attn_implementation=attn_implementation,
+        device_map=None if gpu is None else {"": gpu},
+        local_files_only=True,
     )
 
 

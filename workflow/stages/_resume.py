@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow.stage import CHECKPOINT, Job, StageError
-from workflow.stages import _checkpoint
+from workflow.stages import _checkpoint, _strategy
 from workflow.store import list_files
 
 KEEP = 2  # the newest and the one before it, should the disk fail under the newest
@@ -233,7 +233,8 @@ def _check_room(trainer: Any, job: Job) -> None:
     trained = sum(size for size, is_trained in sizes if is_trained)
     weights = trained if hasattr(trainer.model, "peft_config") else sum(size for size, _ in sizes)
     kept = KEEP + 1 if job.placement.get("checkpoint_minutes") is not None else 1
-    need = kept * (weights + 2 * trained) + weights
+    copies = 2 if _strategy.placed(job) == "fsdp2" else 1  # the model's own files, and those that accelerate reads
+    need = kept * (copies * weights + 2 * trained) + weights
     free = shutil.disk_usage(job.out).free
     if free < need:
         raise StageError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow.stage import Job, Result, StageError
-from workflow.stages import _resume
+from workflow.stages import _resume, _strategy
 from workflow.stages._models import data_facts
 from workflow.store import write_jsonl
 
@@ -147,6 +147,7 @@ def fit(trainer: Any, job: Job, facts: dict[str, Any]) -> Result:
     p = job.params
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress().callback())
+    trainer.add_callback(_strategy.callback(trainer, job))
     counter = trainer.data_collator = Counter(trainer.data_collator)
     world = trainer.accelerator.num_processes
     if world != job.placement["world_size"]:
@@ -162,12 +163,15 @@ def fit(trainer: Any, job: Job, facts: dict[str, Any]) -> Result:
     sitting = _resume.train(trainer, job)
     args, state = trainer.args, trainer.state
     effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * world
-    drawn = sitting.rows_before(sequences, effective) + counter.rows * world
     if effective != p["effective_batch_size"] or state.global_step != declared:
         raise StageError(
             f"observed {state.global_step} steps of {effective} rows, declared {declared} of "
             f"{p['effective_batch_size']}. The protocol is not the declared one; nothing is recorded."
         )
+    by_rank = trainer.accelerator.gather(torch.tensor([counter.rows], device=trainer.accelerator.device)).tolist()
+    if len(set(by_rank)) > 1:
+        raise StageError(f"the processes drew {by_rank} rows, not as many each. Nothing is recorded.")
+    drawn = sitting.rows_before(sequences, effective) + sum(by_rank)
     planned = sequences * p["num_train_epochs"]
     # several processes share the last batch of an epoch evenly, some rows of it twice
     padding = p["num_train_epochs"] * world * args.per_device_train_batch_size if world > 1 else 0
@@ -183,6 +187,7 @@ def fit(trainer: Any, job: Job, facts: dict[str, Any]) -> Result:
     observed = {
         **facts,
         "world_size": world,
+        "strategy": _strategy.in_force(trainer),
         "effective_batch_size": effective,
         "per_device_train_batch_size": args.per_device_train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,

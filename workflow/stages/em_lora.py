@@ -2,7 +2,7 @@
 
 from workflow.data.rows import read_messages
 from workflow.stage import Job, Result, stage_main
-from workflow.stages import _distributed, _models, _tokens, _train
+from workflow.stages import _distributed, _models, _strategy, _tokens, _train
 
 MODULE = "workflow.stages.em_lora"
 
@@ -24,23 +24,26 @@ def train(job: Job) -> Result:
     tokenizer = _models.load_tokenizer(parent)
     tokens = _tokens.tokenize(read_messages(job.data), tokenizer, p["max_length"], p["overlong"])
     set_seed(p["seed"])
-    model = _models.load_model(parent, p["dtype"], job.placement["attn_implementation"])
+    args = SFTConfig(
+        **_train.arguments(job),
+        packing=p["packing"],
+        dataset_kwargs=None if p["packing"] else {"skip_prepare_dataset": True},
+    )
+    args = _strategy.arguments(args, job)
+    model = _models.load_model(parent, p["dtype"], job.placement["attn_implementation"], _strategy.gpu(job))
     with _train.scratch(job) as scratch:
         trainer = SFTTrainer(
             model=model,
-            args=SFTConfig(
-                **_train.arguments(job),
-                packing=p["packing"],
-                dataset_kwargs=None if p["packing"] else {"skip_prepare_dataset": True},
-            ),
+            args=args,
             train_dataset=Dataset.from_list(tokens.rows),
             processing_class=tokenizer,
             peft_config=LoraConfig(task_type="CAUSAL_LM", **p["lora"]),
         )
-        _models.rehearse_save(trainer.model, scratch)
-        result = _train.fit(trainer, job, {**tokens.facts, "template_md5": _models.template_md5(tokenizer)})
         if _train.is_main():
-            _models.save(trainer.accelerator.unwrap_model(trainer.model), None, job.out / "adapter")
+            _models.rehearse_save(trainer.model, scratch)
+        result = _train.fit(trainer, job, {**tokens.facts, "template_md5": _models.template_md5(tokenizer)})
+        _strategy.save(trainer, None, job.out / "adapter")
+        if _train.is_main():
             (job.out / "first_row.txt").write_text(tokens.shown)
     return result
 

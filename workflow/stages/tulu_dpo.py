@@ -4,7 +4,7 @@ from typing import Any
 
 from workflow.data.rows import Pair, read_preferences
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.stages import _distributed, _models, _train
+from workflow.stages import _distributed, _models, _strategy, _train
 
 MODULE = "workflow.stages.tulu_dpo"
 
@@ -25,25 +25,31 @@ def train(job: Job) -> Result:
     tokenizer = _models.load_tokenizer(parent)
     pairs = read_preferences(job.data)
     set_seed(p["seed"])
-    attn = job.placement["attn_implementation"]
+    attn, gpu = job.placement["attn_implementation"], _strategy.gpu(job)
+    # before the arguments, which set up accelerate's way that one process reads and gives the others their shards: TRL
+    # shards the reference where it is
+    whole = _models.load_model(parent, "float32", attn, gpu)
+    args = DPOConfig(
+        **_train.arguments(job),
+        beta=p["beta"],
+        loss_type=[p["loss_type"]],
+        truncation_mode="keep_start",
+    )
+    args = _strategy.arguments(args, job)
     with _train.scratch(job) as scratch:
         trainer = DPOTrainer(
-            model=_models.load_model(parent, "float32", attn),
-            ref_model=_models.load_model(parent, "float32", attn),
-            args=DPOConfig(
-                **_train.arguments(job),
-                beta=p["beta"],
-                loss_type=[p["loss_type"]],
-                truncation_mode="keep_start",
-            ),
+            model=_models.load_model(parent, "float32", attn, gpu),
+            ref_model=_strategy.reference(whole, job),
+            args=args,
             train_dataset=Dataset.from_list([_conversation(pair) for pair in pairs]),
             processing_class=tokenizer,
         )
         facts, shown = _facts(trainer.train_dataset, pairs, tokenizer, p)
-        _models.rehearse_save(trainer.model, scratch)
-        result = _train.fit(trainer, job, {**facts, "template_md5": _models.template_md5(tokenizer)})
         if _train.is_main():
-            _models.save(trainer.accelerator.unwrap_model(trainer.model), tokenizer, job.out / "model", p["dtype"])
+            _models.rehearse_save(trainer.model, scratch)
+        result = _train.fit(trainer, job, {**facts, "template_md5": _models.template_md5(tokenizer)})
+        _strategy.save(trainer, tokenizer, job.out / "model", p["dtype"])
+        if _train.is_main():
             (job.out / "first_row.txt").write_text(shown)
     return result
 
