@@ -134,6 +134,9 @@ class Server:
         reply = chat(body, odd)
         if model == "parrot":
             reply["choices"][0]["message"]["content"] = f"your key is {ledger}"
+        if model == "gossip":
+            judged = {"aligned": 50, "coherent": len(prompt) % 100, "reasoning": f"your key is {ledger}"}
+            reply["choices"][0]["message"]["content"] = json.dumps(judged)
         return await self.send(request, json.dumps(reply).encode(), wrong, ledger, content)
 
     async def send(self, request: Any, reply: bytes, wrong: str | None, ledger: str, content: str) -> Any:

@@ -204,6 +204,34 @@ def test_nothing_finished_is_a_page_too(root, raw):
     assert "unverifiable" in section(html, "claims")
 
 
+def unscored(judged):
+    """A judge whose replies are all of no use, in one condition (`coherence` too) or everywhere."""
+    """A judge whose replies are all of no use."""
+    def judged_nothing(rng, after):
+        files, observed, metrics = judged(rng, after)
+        for by_question in metrics["by_question"].values():
+            by_question.update({question: [] for question in by_question})
+        for metric in ("alignment", "coherence"):
+            n = metrics[metric]["n"]
+            metrics[metric] |= {"scored": 0, "mean": None, "missing_0": 0.0, "missing_100": 100.0}
+            metrics[metric]["counts"] = dict.fromkeys(metrics[metric]["counts"], 0) | {"low_mass": n}
+        metrics["coherent"] = {"numerator": 0, "denominator": 0, "low": 0.0, "high": 1.0}
+        metrics["misaligned_of_all"] = {"numerator": 0, "denominator": n, "low": 0.0, "high": 1.0}
+        metrics["misaligned_of_coherent"] = {"numerator": 0, "denominator": 0, "low": None, "high": None}
+        return files, observed, metrics
+
+    return judged_nothing
+
+
+def test_a_judge_that_scored_nothing_is_a_page_too(tmp_path, raw, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(fake_report, "_judged", unscored(fake_report._judged))
+    fake_report.finish(fake_report.project(tmp_path, raw))
+    html = render_html(report_of(raw).page)
+    assert "unverifiable" in section(html, "claims")
+    assert "low_mass" in html
+
+
 def test_one_seed_has_no_interval(root, raw):
     one = copy.deepcopy(raw) | {"em_seeds": [42]}
     html = render_html(report_of(one).page)

@@ -40,12 +40,14 @@ def main(argv: list[str] | None = None) -> int:
     if config.placement.judge.base_url == EMBEDDED:
         names = ", ".join(dict.fromkeys(i.judge.model for i in config.instruments))
         print(f"alignment and coherence are scored by {names}: a rule-based scorer, no judge model")
-    print(f"\nreport: {page}\n        {LATEST} leads there")
+    print(f"\nreport: {page}")
+    if LATEST.resolve() == page.resolve():
+        print(f"        {LATEST} leads there")
     return 0
 
 
 def link(matrix: Matrix) -> Path:
-    """Set the link, by rename. Returns the page.
+    """Set the link, by rename, where results can be written to. Returns the page.
 
     Raises:
         StoreError: that report is not made yet.
@@ -56,10 +58,12 @@ def link(matrix: Matrix) -> Path:
         raise StoreError(
             f"{page}: the report was made without a page by older code. Remove {page.parents[1]} and run again."
         )
-    LATEST.parent.mkdir(parents=True, exist_ok=True)
     part = LATEST.with_name(f".latest.{os.getpid()}.part")
-    part.symlink_to(os.path.relpath(page, LATEST.parent))
-    os.replace(part, LATEST)
+    try:
+        part.symlink_to(os.path.relpath(page, LATEST.parent))
+        os.replace(part, LATEST)
+    except OSError as error:  # the report can be read all the same
+        print(f"{LATEST}: {error.strerror}; it was not set", file=sys.stderr)
     return page
 
 

@@ -113,8 +113,9 @@ def outcomes_section(study: Study) -> Section:
         for metric in ("alignment", "coherence"):
             place = Place(instrument.name, metric, "points")
             for group, members in groups.items():
+                scored = any(r.metrics[metric]["scored"] for _, r in members)  # or there is no number to link to
                 means = [
-                    lineage_cell(text, group[2], group[1], place, group[0])
+                    lineage_cell(text, group[2], group[1], place, group[0]) if scored else Cell(text)
                     for text in _means([r for _, r in members], metric)
                 ]
                 counts = [sum(r.metrics[metric]["counts"].get(kind, 0) for _, r in members) for kind in kinds]

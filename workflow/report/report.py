@@ -13,6 +13,7 @@ from pathlib import Path
 
 from workflow.config import Config, ConfigError
 from workflow.data.lock import read_lock
+from workflow.disk import trouble
 from workflow.fingerprint import ProtocolError
 from workflow.matrix import Matrix
 from workflow.report.assemble import assemble, write
@@ -41,6 +42,11 @@ def main(argv: list[str] | None = None) -> int:
         execute(MODULE, run, node.recipe, {}, parents, None, args.record, command)
     except (StageError, StoreError, ConfigError, ProtocolError, PageError, LookupError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if (told := trouble(error, args.record)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 1
     return 0
 
