@@ -92,7 +92,7 @@ def resumed(root: Path) -> int:
 def clear(root: Path) -> None:
     """Results of a finished pass. Data and base stay: the toy base saves no checkpoint and would be all that is hit."""
     for stage in (root / "results").iterdir():
-        if stage.name not in ("data", "base", "README.md"):
+        if stage.is_dir() and stage.name not in ("data", "base"):
             subprocess.run(["chmod", "-R", "u+w", str(stage)], check=True)
             shutil.rmtree(stage)
 

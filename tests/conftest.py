@@ -1,10 +1,13 @@
 """Fixtures: copies of the project that a test may edit, dry runs, fake and real finished matrices."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import yaml
 
 from tests.fake import small
+from workflow.launch import ADDRESS
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "rules", "envs", "profiles", "workflow", "config", "slurm")
@@ -90,6 +94,40 @@ def logs(root: Path) -> str:
     """The ends of the logs that hold an error."""
     texts = {p: p.read_text() for p in root.glob("logs/**/*.log")}
     return "\n".join(f"{p}:\n{t[-1500:]}" for p, t in texts.items() if "rror" in t)
+
+
+def records(root: Path) -> dict[str, dict[str, Any]]:
+    found = {str(p.relative_to(root)): json.loads(p.read_text()) for p in root.glob("results/*/*/*/record.json")}
+    assert found
+    return found
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {path: record["digest"] for path, record in records(root).items()}
+
+
+def of(root: Path, *starts: str) -> list[str]:
+    """Records that begin so, below results/."""
+    return [path for path in digests(root) if path.startswith(tuple(f"results/{s}" for s in starts))]
+
+
+def set_aside(root: Path, record: str) -> None:
+    """Remove a result as if it had never been made."""
+    folder = (root / record).parent
+    subprocess.run(["chmod", "-R", "u+w", str(folder)], check=True)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[dict[str, str]]:
+    """Environment of a launcher that many Snakemake runs share."""
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"{folder}/socket"
+        code = f"from workflow.launch import serve; serve({address!r}, {os.getpid()})"
+        server = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        yield {ADDRESS: address}
+        server.terminate()
+        server.wait()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workflow.config import Config, ConfigError
+from workflow.disk import trouble
 from workflow.store import StoreError
 
 if TYPE_CHECKING:
@@ -271,6 +272,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ConfigError, StoreError, LookupError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except OSError as error:
+        if (told := trouble(error, "results")) is None:
+            raise
+        sys.exit(f"error: {told}")
     finally:
         memory.enable()
 

@@ -5,13 +5,12 @@ snakemake-executor-plugin-slurm 2.8.0 forgets all its jobs when a round of statu
 """
 
 import asyncio
-from types import ModuleType
 from typing import Any
 
 EVERY_S = 30.0
 
 
-def install(plugin: ModuleType, every_s: float = EVERY_S) -> None:
+def install(plugin: Any, every_s: float = EVERY_S) -> None:
     """Have the plugin ask until there is an answer, and remember MinJobAge (seconds) from the last one."""
     if hasattr(plugin, "asks_again"):
         return

@@ -4,7 +4,6 @@ python -m workflow.stages.em_lora --recipe JSON --placement JSON --parents RECOR
 """
 
 import argparse
-import errno
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 from workflow import gpus, provenance
 from workflow.data import gates
+from workflow.disk import trouble
 from workflow.keys import Recipe, artifact_digest, canonical_json, hash_file
 from workflow.store import (
     METRICS,
@@ -99,17 +99,14 @@ def run_stage(module: str, run: Run, argv: list[str]) -> int:
     except (StageError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        print(
-            f"error: the disk is full ({error.filename or args.record}). Free some space and run again.",
-            file=sys.stderr,
-        )
-        return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was recorded; the same command starts again", file=sys.stderr, flush=True)
         return 130
+    except Exception as error:
+        if (told := trouble(error, args.record)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 
@@ -132,6 +129,8 @@ def _run(module: str, run: Run, args: argparse.Namespace) -> None:
     if (stage, key) != (args.recipe.stage, args.recipe.key) or stage != module.rsplit(".", 1)[1]:
         raise StageError(f"{args.record}: the recipe is of {args.recipe.stage}/{args.recipe.key}. Plan again.")
     _check_processes(args.recipe, args.placement)
+    if stage != "base":  # which fetches; all else is on disk, and a question to the hub would wait for its time-out
+        os.environ["HF_HUB_OFFLINE"] = "1"
     gpus.claim(gpus.needed(stage, args.placement))
     execute(module, run, args.recipe, args.placement, args.parents, args.data, args.record, [module, *_argv(args)])
 

@@ -241,9 +241,12 @@ def _is_finished(path: Path, record: Record) -> bool:
 def write_marker(path: Path, record: Record) -> None:
     """Write record.json by rename: if it is there, the result is whole."""
     part = path.with_name(f".record.{os.getpid()}.part")
-    part.write_text(record.to_json())
-    _sync(part)
-    os.replace(part, path)
+    try:
+        part.write_text(record.to_json())
+        _sync(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # there is something left only if the disk failed
 
 
 def set_aside(out: Path) -> Path:

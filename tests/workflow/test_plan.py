@@ -192,14 +192,14 @@ def test_a_second_snakemake_is_refused_while_the_first_lives(checkout, config, m
     (checkout / "config/test.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     world = Matrix(Config.from_dict(config), read_lock()).data_id("demo_em")
     command = ("snakemake", f"results/data/{world}.jsonl", "--configfile", "config/test.yaml", "-c1")
-    (checkout / ".snakemake").mkdir()
-    with open(checkout / ".snakemake/claim", "w+") as claim:
+    (checkout / "results").mkdir()
+    with open(checkout / "results/.claim", "w+") as claim:
         claim.write("process 1 on elsewhere\n")
         claim.flush()
         fcntl.flock(claim, fcntl.LOCK_EX)
         refused = run(*command, cwd=checkout)
         assert refused.returncode != 0
-        assert "another Snakemake works here (process 1 on elsewhere)" in refused.stderr
+        assert "another Snakemake works on these results (process 1 on elsewhere)" in refused.stderr
         assert run("snakemake", "-n", *command[1:], cwd=checkout).returncode == 0
     done = run(*command, cwd=checkout)
     assert done.returncode == 0, done.stderr

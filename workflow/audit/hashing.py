@@ -78,5 +78,8 @@ def read_cache(path: str = CACHE) -> dict[str, Known]:
 def write_cache(found: dict[str, Known], path: str = CACHE) -> None:
     """By rename. Hashes are those of the bytes that were read, right or wrong."""
     part = f"{path}.{os.getpid()}.part"
-    Path(part).write_text(json.dumps({"files": {name: [*k.stamp, *k[1:]] for name, k in found.items()}}))
-    os.replace(part, path)
+    try:
+        Path(part).write_text(json.dumps({"files": {name: [*k.stamp, *k[1:]] for name, k in found.items()}}))
+        os.replace(part, path)
+    finally:
+        Path(part).unlink(missing_ok=True)  # there is something left only if the disk failed

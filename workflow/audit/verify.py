@@ -63,7 +63,7 @@ def _keep(hashes: dict[str, hashing.Known]) -> None:
         return
     try:
         hashing.write_cache(hashes)
-    except PermissionError as error:  # results of somebody else can be verified too, only not quickly the next time
+    except OSError as error:  # results of somebody else, or on a full disk, can be verified too, only not quickly later
         print(f"{hashing.CACHE}: {error.strerror}; `verify --quick` will read everything", file=sys.stderr)
 
 

@@ -1,6 +1,7 @@
 """The base model with the experiment's chat template: fetched from the hub at a commit, or the demo's own toy."""
 
 from workflow.data.rows import read_text
+from workflow.disk import trouble
 from workflow.stage import Job, Result, StageError, stage_main
 from workflow.stages import _models, _toy, _train
 
@@ -24,6 +25,8 @@ def _fetch(job: Job) -> Result:
         # no pickles: weights come as safetensors or not at all
         snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.txt"])
     except (HTTPError, LocalEntryNotFoundError, OSError) as error:
+        if trouble(error, folder):
+            raise
         raise StageError(
             f"the base model {repo} at {commit} cannot be fetched ({type(error).__name__}). Run this stage where the "
             "hub can be reached: `snakemake --until base`."
@@ -78,6 +81,7 @@ def _make(job: Job) -> Result:
             train_dataset=Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in rows]),
             processing_class=tokenizer,
         )
+        _models.rehearse_save(model, scratch)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(_train.Progress().callback())
         trainer.train()
