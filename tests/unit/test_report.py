@@ -205,8 +205,8 @@ def test_nothing_finished_is_a_page_too(root, raw):
 
 
 def unscored(judged):
-    """A judge whose replies are all of no use, in one condition (`coherence` too) or everywhere."""
     """A judge whose replies are all of no use."""
+
     def judged_nothing(rng, after):
         files, observed, metrics = judged(rng, after)
         for by_question in metrics["by_question"].values():
