@@ -35,11 +35,15 @@ def undisturbed(finished, tmp_path_factory):
         subprocess.run(["cp", "-a", finished / "results" / stage, root / "results" / stage], check=True)
     clean = root.with_name("clean")
     subprocess.run(["cp", "-a", root, clean], check=True)
-    target = run("workflow", "status", "--paths", "evil_wrong.p42.e42", *CONFIG, cwd=root).stdout.split()
-    target = next(path for path in target if path.startswith("results/em_lora/"))
+    target = target_of(root)
     done = run("snakemake", target, *CONFIG, "-c1", cwd=root)
     assert done.returncode == 0, done.stdout + done.stderr
     return clean, target, json.loads((root / target).read_text())["digest"]
+
+
+def target_of(root: Path) -> str:
+    paths = run("workflow", "status", "--paths", "evil_wrong.p42.e42", *CONFIG, cwd=root).stdout.split()
+    return next(path for path in paths if path.startswith("results/em_lora/"))
 
 
 class Training:
@@ -86,16 +90,19 @@ class Training:
         assert len(listed) == 1, listed
         return listed[0].removeprefix("node")
 
-    def ends_as_undisturbed(self, resumed: bool = True) -> dict:
+    def ends(self) -> dict:
+        """Its record."""
         try:
             status = self.head.wait(timeout=420)
         finally:
             self.head.kill()
         assert status == 0, self.told()
-        record = json.loads(self.record.read_text())
+        return json.loads(self.record.read_text())
+
+    def ends_as_undisturbed(self, resumed: bool = True) -> None:
+        record = self.ends()
         assert record["digest"] == self.digest
         assert (record["observed"]["resumed_from_step"] > 0) == resumed, self.told()
-        return record
 
 
 def squeue(env: dict[str, str], *args: str) -> str:
@@ -147,6 +154,27 @@ def test_killed_for_memory(slurm, undisturbed, tmp_path):
     )
     training.ends_as_undisturbed(resumed=False)
     assert "error: Exceeded job memory limit" in slurm_log(slurm) or "OUT_OF_MEMORY" in training.told()
+
+
+def test_two_nodes_are_told_to_stop_and_go_on(slurm, undisturbed, tmp_path):
+    """One process on each, in shards; SIGTERM goes to the job's steps, as `--signal` sends it."""
+    clean = tmp_path / "clean"
+    subprocess.run(["cp", "-a", undisturbed[0], clean], check=True)
+    raw = yaml.safe_load((clean / "config/test.yaml").read_text())
+    sharded = {"world_size": 2, "nodes": 2, "strategy": "fsdp2", "per_device_train_batch_size": 4}
+    raw["placement"]["em_lora"] |= sharded
+    raw["stages"]["em_lora"]["lora"]["lora_dropout"] = 0.0  # each process draws its own
+    (clean / "config/test.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    training = Training((clean, target_of(clean), ""), tmp_path / "project", slurm)
+    training.wait_until(training.is_at_work, 240)
+    number, nodes = squeue(slurm, "--states=running", "--format=%i %N").split()
+    assert nodes == "node[1-2]"
+    subprocess.run(["scancel", "--signal=TERM", number], env=slurm, check=True)
+    record = training.ends()
+    observed = record["observed"]
+    assert observed["resumed_from_step"] > 0, training.told()
+    assert (observed["world_size"], observed["strategy"]) == (2, "fsdp2")
+    assert observed["optimizer_steps"] == observed["declared_steps"]
 
 
 def slurm_log(env: dict[str, str]) -> str:
