@@ -185,7 +185,7 @@ def test_lesson_46_a_job_says_that_it_is_alive(capsys):
     from workflow.stages._train import Progress
 
     progress = Progress(every=0.0, began=time.monotonic() - 5)
-    progress.log(SimpleNamespace(global_step=5, max_steps=10, epoch=0.5), {"loss": 1.25})
+    progress.log(SimpleNamespace(global_step=5, max_steps=10, epoch=0.5, is_world_process_zero=True), {"loss": 1.25})
     assert capsys.readouterr().err == "step 5/10, epoch 0.50, loss 1.2500, 5 s, 5 s left\n"
 
 

@@ -123,6 +123,8 @@ class Progress:
                 f"step {state.global_step}: the loss is {loss}, the gradient norm {logs.get('grad_norm')}. "
                 "Training stopped; lower the learning rate or look at the data."
             )
+        if not state.is_world_process_zero:
+            return
         now = time.monotonic()
         if now - self.told >= self.every or state.global_step in (1, state.max_steps):
             self.told = now
