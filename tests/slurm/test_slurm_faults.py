@@ -41,8 +41,8 @@ def undisturbed(finished, tmp_path_factory):
     return clean, target, json.loads((root / target).read_text())["digest"]
 
 
-def target_of(root: Path) -> str:
-    paths = run("workflow", "status", "--paths", "evil_wrong.p42.e42", *CONFIG, cwd=root).stdout.split()
+def target_of(root: Path, cell: str = "evil_wrong.p42.e42") -> str:
+    paths = run("workflow", "status", "--paths", cell, *CONFIG, cwd=root).stdout.split()
     return next(path for path in paths if path.startswith("results/em_lora/"))
 
 
@@ -57,7 +57,7 @@ class Training:
         self.output = root / "snakemake.out"
         with open(self.output, "w") as file:
             self.head = subprocess.Popen(
-                command("--profile", "slurm", self.target, *CONFIG, *args), cwd=root, env=env, stdout=file, stderr=file
+                command("--profile", "slurm", self.target, *args, *CONFIG), cwd=root, env=env, stdout=file, stderr=file
             )
 
     def told(self) -> str:
@@ -175,6 +175,26 @@ def test_two_nodes_are_told_to_stop_and_go_on(slurm, undisturbed, tmp_path):
     assert observed["resumed_from_step"] > 0, training.told()
     assert (observed["world_size"], observed["strategy"]) == (2, "fsdp2")
     assert observed["optimizer_steps"] == observed["declared_steps"]
+
+
+def test_jobs_whose_key_an_edit_took_away_fail_in_the_queue_and_only_those(slurm, undisturbed, tmp_path):
+    clean, target, _ = undisturbed
+    nodes = ["scontrol", "update", "nodename=node[1-2]"]
+    subprocess.run([*nodes, "state=drain", "reason=test"], env=slurm, check=True)
+    gone = target_of(clean, "evil_wrong.p42.e137")
+    training = Training(undisturbed, tmp_path / "project", slurm, gone, "--retries", "0")
+    training.wait_until(lambda: len(squeue(slurm, "--states=pending", "--format=%i").split()) == 2)
+    path = training.root / "config/test.yaml"
+    raw = yaml.safe_load(path.read_text())
+    raw["em_seeds"].remove(137)
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    subprocess.run([*nodes, "state=resume"], env=slurm, check=True)
+    assert training.head.wait(timeout=420) == 1
+    assert json.loads((training.root / target).read_text())["digest"] == training.digest
+    assert not (training.root / gone).exists()
+    said = "\n".join(p.read_text() for p in training.root.glob("logs/slurm/**/*.log"))
+    assert "em_lora/evil_wrong.p42.e137: key" in said, training.told() + said
+    assert "the config has no such cell" in said
 
 
 def slurm_log(env: dict[str, str]) -> str:
