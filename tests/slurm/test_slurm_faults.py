@@ -138,7 +138,7 @@ def test_requeue_by_an_operator(slurm, undisturbed, tmp_path):
 
 
 def test_time_limit(slurm, undisturbed, tmp_path):
-    """The shortest limit is a minute: SIGTERM comes after 20 s, before its end on any machine, then after 80 and 140."""
+    """The shortest limit is a minute: SIGTERM comes after 20 s, before the end anywhere, then after 80 and 140."""
     profile = undisturbed[0] / "profiles/slurm/config.yaml"
     assert "--signal=TERM@300" in profile.read_text()
     args = ("--set-resources", "em_lora:runtime=attempt", "em_lora:slurm_extra='--signal=TERM@40'")
