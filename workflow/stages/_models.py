@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from workflow.disk import trouble
 from workflow.keys import hash_bytes
 from workflow.stage import StageError
 
@@ -63,7 +64,7 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str | None = None) -> 
     """Weights as safetensors, settings as JSON; nothing that holds a path, a time or a pickle.
 
     Raises:
-        StageError: the disk is full; safetensors reports that in words of its own.
+        StageError: the disk is at fault; safetensors reports that in words of its own.
     """
     import torch
     from safetensors import SafetensorError
@@ -75,9 +76,9 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str | None = None) -> 
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     except SafetensorError as error:
-        if "No space left" not in str(error):
+        if (told := trouble(error, folder)) is None:
             raise
-        raise StageError(f"the disk is full ({folder}). Free some space and run again.") from None
+        raise StageError(told) from None
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path of this machine
     settings = folder / "adapter_config.json"
     if settings.is_file():
