@@ -24,7 +24,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.conftest import copy_project
+from tests.conftest import copy_project, records, stable_digests
 from tests.fake import small
 from workflow.launch import ADDRESS
 
@@ -77,16 +77,9 @@ def at_work(root: Path) -> list[tuple[int, str]]:
     return found
 
 
-def digests(root: Path) -> dict[str, str]:
-    """Of every record but the report's, which shows how long the others took."""
-    paths = (p for p in root.glob("results/*/*/*/record.json") if p.parts[-4] != "report")
-    return {str(p.relative_to(root)): json.loads(p.read_text())["digest"] for p in paths}
-
-
 def resumed(root: Path) -> int:
     """Trainings that went on from a checkpoint."""
-    records = (json.loads(p.read_text()) for p in root.glob("results/*/*/*/record.json"))
-    return sum(record["observed"].get("resumed_from_step", 0) > 0 for record in records)
+    return sum(record["observed"].get("resumed_from_step", 0) > 0 for record in records(root).values())
 
 
 def clear(root: Path) -> None:
@@ -128,7 +121,7 @@ def disturb(root: Path, env: dict[str, str], draw: random.Random) -> str | None:
 
 
 def compare(root: Path, expected: dict[str, str]) -> None:
-    found = digests(root)
+    found = stable_digests(root)
     differing = sorted(p for p in expected.keys() | found.keys() if expected.get(p) != found.get(p))
     if differing:
         sys.exit("error: other bytes than undisturbed:\n" + "\n".join(differing))
@@ -149,7 +142,7 @@ def main() -> None:
     whole, broken = prepare(folder / "undisturbed"), prepare(folder / "disturbed")
     with launcher(folder, whole) as env:
         finish(whole, env)
-        expected = digests(whole)
+        expected = stable_digests(whole)
         failures = 0
         if not (broken / "results/base").exists():
             (broken / "results").mkdir(exist_ok=True)

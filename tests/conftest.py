@@ -106,6 +106,11 @@ def digests(root: Path) -> dict[str, str]:
     return {path: record["digest"] for path, record in records(root).items()}
 
 
+def stable_digests(root: Path) -> dict[str, str]:
+    """Of every record but the report's, which shows how long the others took."""
+    return {path: digest for path, digest in digests(root).items() if not path.startswith("results/report/")}
+
+
 def of(root: Path, *starts: str) -> list[str]:
     """Records that begin so, below results/."""
     return [path for path in digests(root) if path.startswith(tuple(f"results/{s}" for s in starts))]

@@ -4,7 +4,6 @@ Needs root, Debian's packages (minislurm.sh names them) and an environment with 
 the tests' own: `make slurm` makes it. Another one: SLURM_VENV.
 """
 
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.conftest import ROOT, copy_project
+from tests.conftest import ROOT, copy_project, records
 from tests.fake import small
 
 VENV = Path(os.environ.get("SLURM_VENV", ROOT / ".venv-slurm"))
@@ -66,19 +65,9 @@ def prepare(root: Path, partition: str | None = "main") -> Path:
     return root
 
 
-def records(root: Path) -> list[dict]:
-    return [json.loads(p.read_text()) for p in root.glob("results/*/*/*/record.json")]
-
-
-def digests(root: Path) -> dict[str, str]:
-    """Of every record but the report's, which shows how long the others took."""
-    paths = (p for p in root.glob("results/*/*/*/record.json") if p.parts[-4] != "report")
-    return {str(p.relative_to(root)): json.loads(p.read_text())["digest"] for p in paths}
-
-
 def told(root: Path, wall: float, env: dict[str, str]) -> str:
     """Time of a SLURM job beyond what its stage took, as far as SLURM still remembers the job."""
-    made = records(root)
+    made = records(root).values()
     asked = ["squeue", "--noheader", "--states=all", "--array", "--format=%A|%M"]
     listed = subprocess.run(asked, env=env, capture_output=True, text=True, check=True).stdout
     seconds = dict(line.split("|") for line in listed.splitlines())
