@@ -1,0 +1,173 @@
+"""Atomic writes, locks beside files, liveness of processes, and flat views of nested JSON."""
+
+import os
+import secrets
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+
+ABSENT = "(absent)"
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: str | Path, content: str | bytes, sync: bool = True) -> None:
+    """Write a file by rename: a reader sees the old bytes or the new ones.
+
+    The part file is created exclusively and no link is followed, so nothing that lies there can redirect the write.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)  # left over only if the disk failed
+
+
+def sync_file(path: Path) -> None:
+    """Have the disk hold a file's bytes."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def locked(path: str | Path, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file beside `path` (`.<name>.lock`); it ends with the process, after kill -9 too.
+
+    Yields False, holding nothing, if `wait` is off and another process has it. A file system without locks counts as
+    one where nobody else is at work.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0, mode=0o664)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        yield False
+        return
+    except NotImplementedError:
+        yield True
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def is_regular(path: str | Path) -> bool:
+    """Whether a file of its own lies there: no link, no folder, no device."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+# --- processes ------------------------------------------------------------------------------------------------------
+
+
+class Owner(NamedTuple):
+    """A process, named so that no other one on any host or in any container is taken for it.
+
+    `start` is its start in clock ticks since boot, which no change of the clock moves.
+    """
+
+    host: str
+    namespace: int
+    pid: int
+    start: int
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self))
+
+    @classmethod
+    def current(cls) -> "Owner":
+        return cls(socket.gethostname(), _namespace(), os.getpid(), _start(os.getpid()) or 0)
+
+    @classmethod
+    def parse(cls, text: str) -> "Owner | None":
+        """Read what `str` wrote; a host's name may hold dots. None for anything else."""
+        parts = text.rsplit(".", 3)
+        if len(parts) != 4 or not all(p.isdigit() and len(p) < 20 for p in parts[1:]):
+            return None
+        return cls(parts[0], *map(int, parts[1:]))
+
+    def is_alive(self) -> bool | None:
+        """Whether it still runs; None where this process cannot see it (another host or container)."""
+        if (self.host, self.namespace) != (socket.gethostname(), _namespace()):
+            return None
+        return _start(self.pid) == self.start
+
+
+def _namespace() -> int:
+    """Number of the process namespace: containers of one host count their processes apart. 0 where there are none."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
+
+
+def _start(pid: int) -> int | None:
+    """When a process started, or None if there is none."""
+    try:
+        # the second field, the command's name, may hold blanks and parentheses; the start is the 22nd
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        if Path("/proc/self/stat").exists():
+            return None
+    import psutil  # no /proc: not Linux
+
+    try:
+        return int(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+# --- nested JSON ----------------------------------------------------------------------------------------------------
+
+
+class Change(NamedTuple):
+    """One field of two things that differ. `ABSENT` stands for a side that has no such field."""
+
+    field: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.field}: {short(self.old)} -> {short(self.new)}"
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Name nested values by their path: `{"lora": {"r": 16}}` as `{"lora.r": 16}`; lists stay whole."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value} if prefix else {}
+    fields: dict[str, Any] = {}
+    for name, item in value.items():
+        fields.update(flatten(item, f"{prefix}.{name}" if prefix else str(name)))
+    return fields
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]:
+    """List what differs between two nested dictionaries, in the order of the names."""
+    a, b = flatten(old), flatten(new)
+    for name in sorted(a.keys() | b.keys()):
+        before, after = a.get(name, ABSENT), b.get(name, ABSENT)
+        if before != after:
+            yield Change(name, before, after)
+
+
+def short(value: Any, width: int = 60) -> str:
+    """Show a value of any length in one line of at most `width` characters."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= width else f"{text[: width - 3]}..."
