@@ -16,8 +16,8 @@ if not workflow.configfiles:
 
 wildcard_constraints:
     cell=r"[a-z][a-z0-9_]*(\.p\d+)?(\.[a-z][a-z0-9_]*)?(\.e\d+)?(\.r\d+)?",
-    key=r"(rev)?[0-9a-f]{8}-[0-9a-f]{12}",
-    md5=r"[0-9a-f]{32}|rev-[0-9a-f]{40}-[0-9a-f]{8}",
+    key=r"(rev|tbd)?[0-9a-f]{8}-[0-9a-f]{12}",
+    md5=r"[0-9a-f]{32}|rev-[0-9a-f]{40}-[0-9a-f]{8}|tbd-[0-9a-f]{32}",
 
 
 localrules:

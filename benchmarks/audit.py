@@ -23,14 +23,15 @@ from typing import Any
 
 import yaml
 
+from tests import factory
 from workflow.audit import hashing
+from workflow.audit.status import current_code
 from workflow.audit.verify import verify
 from workflow.config import Config
 from workflow.data.lock import LOCK, NONE, Pin, definition, used_names, write_pins
-from workflow.keys import artifact_digest, hash_bytes, hash_file
+from workflow.keys import hash_bytes, hash_file
 from workflow.matrix import Matrix, Node
-from workflow.provenance import code_digest
-from workflow.store import DATA, Record, data_path, describe_outputs, publish, workspace
+from workflow.store import DATA, Input, Record, data_path, describe_outputs, publish, workspace
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,41 +53,25 @@ def make_config(conditions: int, seeds: int, path: Path) -> Matrix:
     return Matrix(config, pins, str(path))
 
 
-def make_record(node: Node, outputs: list[dict[str, Any]]) -> Record:
+def make_record(node: Node, outputs: list[dict[str, Any]], inputs: dict[str, Input] | None = None) -> Record:
     """A whole record of one node of the plan."""
-    facts = {
-        "schema": 1,
-        "stage": node.stage,
-        "cell": node.label,
-        "key": node.key,
-        "recipe": node.recipe.to_dict(),
-        "digest": artifact_digest(node.recipe, outputs),
-        "inputs": {},
-        "outputs": outputs,
-        "observed": {"seconds": 12.5, "gpu_seconds": 100.0, "first_prompt": "a prompt " * 100},
-        "metrics": {"by_question": {str(q): [float(q)] * 10 for q in range(8)}},
-        "provenance": {"code_digest": code_of(node.stage), "packages": {"torch": "2"}, "gpu": []},
-    }
-    return Record.model_validate(facts)
-
-
-def code_of(stage: str) -> str:
-    package = "report" if stage == "report" else "evals" if stage in ("arc", "generate", "judge") else "stages"
-    if stage not in _CODE:
-        _CODE[stage] = code_digest(f"workflow.{package}.{stage}")
-    return _CODE[stage]
-
-
-_CODE: dict[str, str] = {}
+    observed = {"seconds": 12.5, "gpu_seconds": 100.0, "placement": {"batch_size": 16}}
+    metrics = {"by_question": {str(q): [float(q)] * 10 for q in range(8)}}
+    made = {"code_digest": current_code(node.stage), "packages": {"torch": "2"}, "gpu": []}
+    return factory.make_record(node, outputs, observed, metrics, made, inputs)
 
 
 def finish(matrix: Matrix) -> None:
     """A record for every node, without outputs and without the care of `publish`: `status` reads only these."""
     outputs = [{"path": "output.json", "bytes": 1, "sha256": "0" * 64}]
+    made: dict[str, Record] = {}
     for node in matrix.nodes():
         path = Path(node.record)
         path.parent.mkdir(parents=True)
-        path.write_text(make_record(node, outputs).to_json())
+        names = [p.stage if node.stage != "report" else p.record for p in node.parents]
+        inputs = {n: made[p.record].as_input(p.record) for n, p in zip(names, node.parents, strict=True)}
+        made[node.record] = make_record(node, outputs, inputs)
+        path.write_text(made[node.record].to_json())
 
 
 def measure_verify(files: int, megabytes: int) -> dict[str, Any]:

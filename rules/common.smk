@@ -1,22 +1,27 @@
 """From wildcards to workflow.matrix. Nothing is decided here.
 
-Inputs are ancient(): the key in the path is the identity, so a newer mtime
-(a copy, a touch, an rsync) must never plan a job.
+Inputs are ancient() where the records fit together: the key in the path is
+the identity, so a newer mtime (a copy, a touch, an rsync) must never plan a
+job. Where a parent is missing or has other bytes than its child read, they
+are plain, so that the whole wave below it is planned.
 """
 
 import sys
 
-from workflow import patience
+from workflow import slurm_patch
 from workflow.plan import Plan
 
-PLAN = Plan.of(config, [str(path) for path in workflow.configfiles])
+IS_MAIN = workflow.is_main_process
+PLAN = Plan.of(config, [str(path) for path in workflow.configfiles], IS_MAIN)
 MATRIX = PLAN.matrix
 
 
 onstart:
+    PLAN.refuse_provisional(dict(job.wildcards_dict) for job in workflow.dag.needrun_jobs())
     PLAN.claim()
+    PLAN.write_siblings()
     if slurm := sys.modules.get("snakemake_executor_plugin_slurm"):
-        patience.install(slurm)
+        slurm_patch.install(slurm)
 
 
 def recipe(stage):
@@ -24,7 +29,16 @@ def recipe(stage):
 
 
 def parents(stage):
-    return ancient(lambda w: [p.record for p in MATRIX.node(stage, w.cell, w.key).parents])
+    def records(w):
+        node = MATRIX.node(stage, w.cell, w.key)
+        paths = [p.record for p in node.parents]
+        if not IS_MAIN:  # a job that was started is wanted
+            return [ancient(path) for path in paths]
+        if node in PLAN.links.roots:
+            workflow.dag.forcefiles.add(node.record)
+        return paths if node in PLAN.links.planned else [ancient(path) for path in paths]
+
+    return records
 
 
 def data(stage):
@@ -33,6 +47,10 @@ def data(stage):
 
 def placement(stage):
     return lambda w: PLAN.placement(stage)
+
+
+def siblings(stage):
+    return PLAN.siblings_option(stage)
 
 
 def config_json():

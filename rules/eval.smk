@@ -21,6 +21,7 @@ rule arc:
     params:
         recipe=recipe("arc"),
         placement=placement("arc"),
+        siblings=siblings("arc"),
     shell:
         """
         python -m workflow.evals.arc \
@@ -28,7 +29,7 @@ rule arc:
             --placement {params.placement:q} \
             --parents {input.parents:q} \
             --data {input.data:q} \
-            --record {output:q} >{log:q} 2>&1
+            --record {output:q} {params.siblings} >{log:q} 2>&1
         """
 
 
@@ -48,6 +49,7 @@ rule generate:
     params:
         recipe=recipe("generate"),
         placement=placement("generate"),
+        siblings=siblings("generate"),
     shell:
         """
         python -m workflow.evals.generate \
@@ -55,7 +57,7 @@ rule generate:
             --placement {params.placement:q} \
             --parents {input.parents:q} \
             --data {input.data:q} \
-            --record {output:q} >{log:q} 2>&1
+            --record {output:q} {params.siblings} >{log:q} 2>&1
         """
 
 
@@ -102,6 +104,7 @@ rule lm_eval:
     params:
         recipe=recipe("lm_eval"),
         placement=placement("lm_eval"),
+        siblings=siblings("lm_eval"),
     shell:
         """
         python -m workflow.evals.lm_eval \
@@ -109,5 +112,5 @@ rule lm_eval:
             --placement {params.placement:q} \
             --parents {input.parents:q} \
             --data {input.data:q} \
-            --record {output:q} >{log:q} 2>&1
+            --record {output:q} {params.siblings} >{log:q} 2>&1
         """

@@ -127,6 +127,7 @@ rule em_lora:
     params:
         recipe=recipe("em_lora"),
         placement=placement("em_lora"),
+        siblings=siblings("em_lora"),
     shell:
         """
         python -m workflow.stages.em_lora \
@@ -134,5 +135,5 @@ rule em_lora:
             --placement {params.placement:q} \
             --parents {input.parents:q} \
             --data {input.data:q} \
-            --record {output:q} >{log:q} 2>&1
+            --record {output:q} {params.siblings} >{log:q} 2>&1
         """

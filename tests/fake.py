@@ -5,12 +5,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tests.factory import inputs_of, make_record
 from workflow.config import Config
 from workflow.data.lock import NONE, Lock, Pin, definition, hub_id, used_names, write_pins
-from workflow.keys import artifact_digest, hash_bytes
+from workflow.keys import hash_bytes
 from workflow.matrix import Matrix
 from workflow.sections import HubModel
-from workflow.store import DATA, Record, data_path, describe_outputs, publish, workspace
+from workflow.store import DATA, data_path, describe_outputs, publish, workspace
 
 
 def small(raw: dict[str, Any]) -> dict[str, Any]:
@@ -59,19 +60,6 @@ def finish(matrix: Matrix, root: Path) -> None:
             with workspace(Path(node.record).parent) as temp:
                 (temp / "output.json").write_text(f'"{node.key}"\n')
                 outputs = describe_outputs(temp)
-                record = {
-                    "schema": 1,
-                    "stage": node.stage,
-                    "cell": node.label,
-                    "key": node.key,
-                    "recipe": node.recipe.to_dict(),
-                    "digest": artifact_digest(node.recipe, outputs),
-                    "inputs": {},
-                    "outputs": outputs,
-                    "observed": {"seconds": 1.0},
-                    "metrics": {},
-                    "provenance": {},
-                }
-                publish(temp, Record.model_validate(record))
+                publish(temp, make_record(node, outputs, inputs=inputs_of(node)))
     finally:
         os.chdir(before)

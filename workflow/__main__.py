@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workflow.config import Config, ConfigError
-from workflow.disk import trouble
-from workflow.store import StoreError
+from workflow.config import Config
+from workflow.errors import ConfigError, UserError, describe_os_error
 
 if TYPE_CHECKING:
     from workflow.matrix import Matrix
@@ -22,12 +21,19 @@ Json = Annotated[bool, typer.Option("--json", help="for programs")]
 DEFAULT = "config/config.yaml"
 
 
-def _plan(configfile: str) -> "Matrix":
-    from workflow.data.lock import read_lock
+def _plan(configfile: str, may_be_provisional: bool = True) -> "Matrix":
+    from workflow.data.lock import provisional, read_lock, unpinned
     from workflow.matrix import Matrix
+    from workflow.plan import describe_unpinned
 
     memory.disable()  # a plan of 40 000 nodes lives until the end; looking through it for garbage doubles its time
-    return Matrix(Config.load(configfile), read_lock(), configfile)
+    config, pins = Config.load(configfile), read_lock()
+    if missing := tuple(unpinned(config, pins)):
+        message = describe_unpinned(missing, configfile)
+        if not may_be_provisional:
+            raise ConfigError(message)
+        print(f"warning: {message} Until then their keys are provisional (tbd).", file=sys.stderr)
+    return Matrix(config, provisional(config, pins), configfile)
 
 
 def _print_json(value: Any) -> None:
@@ -155,13 +161,51 @@ def retract(
 
     Example: python -m workflow retract em_lora/evil_wrong.p42.e137/26b52cac-c7f970ccc757 --reason "another batch size"
     """
-    from workflow.audit import retractions
+    from workflow import retractions
 
     matrix = _plan(configfile)
     entry = retractions.retract(matrix, result, reason)
     print(f"{'/'.join(entry.place)}: retracted in {retractions.RETRACTIONS}; commit it")
     for node, why_ in retractions.retracted(matrix, (entry,)).items():
         print(f"  {node.stage}/{node.label}/{node.key}: {why_}")
+
+
+@app.command()
+def redo(
+    result: Annotated[str, typer.Argument(metavar="STAGE/CELL/KEY")],
+    reason: Annotated[str, typer.Option(help="why; it is kept beside the result that is set aside")],
+    configfile: ConfigFile = DEFAULT,
+) -> None:
+    """Set a result aside and plan it again, with what follows. A judge is asked again. Nothing is lost until `gc`.
+
+    Example: python -m workflow redo judge/evil_wrong.p42.e137/26b52cac-c7f970ccc757 --reason "the judge was down"
+    """
+    from workflow.audit.redo import redo as again
+
+    matrix = _plan(configfile, may_be_provisional=False)
+    redone = again(matrix, result, reason)
+    print(f"{redone.aside}: set aside; `snakemake all` makes it again and checks {len(redone.below)} results below it")
+
+
+@app.command()
+def accept(
+    stage: str,
+    reason: Annotated[str, typer.Option(help="why the change of code moves no number; the report prints it")],
+    configfile: ConfigFile = DEFAULT,
+) -> None:
+    """Say that the code of a stage as it is now gives the numbers of the code that made the finished results.
+
+    Example: python -m workflow accept em_lora --reason "renamed a function"
+    """
+    from workflow import accepted
+    from workflow.audit.redo import codes_of
+
+    codes = codes_of(_plan(configfile), stage)
+    if len(codes) < 2:
+        print(f"{stage}: every finished result was made by the present code; there is nothing to accept")
+        return
+    entry = accepted.accept(stage, codes, reason)
+    print(f"{stage}: {', '.join(entry.codes)} count as one code, in {accepted.ACCEPTED}; commit it")
 
 
 @app.command()
@@ -176,7 +220,7 @@ def gc(
     """
     from workflow.audit import garbage
 
-    heap = garbage.collect(_plan(configfile), alone)
+    heap = garbage.collect(_plan(configfile, may_be_provisional=False), alone)
     garbage.show(heap)
     if yes:
         garbage.remove(heap)
@@ -218,10 +262,8 @@ def export(
     Example: python -m workflow export evil_wrong.p42.e137 /tmp/adapter
     """
     from workflow.audit.export import export as copy
-    from workflow.data.lock import read_lock
-    from workflow.matrix import Matrix
 
-    node = copy(Matrix(Config.load(configfile), read_lock(), configfile), cell, target, stage)
+    node = copy(_plan(configfile, may_be_provisional=False), cell, target, stage)
     print(f"{target}: {node.stage}/{node.label}/{node.key}, read back and whole")
 
 
@@ -232,10 +274,8 @@ def judge_cost(configfile: ConfigFile = DEFAULT) -> None:
     Example: python -m workflow judge-cost --configfile config/config.yaml
     """
     from workflow.audit.judge_cost import judge_cost as costs
-    from workflow.data.lock import read_lock
-    from workflow.matrix import Matrix
 
-    found = costs(Matrix(Config.load(configfile), read_lock(), configfile))
+    found = costs(_plan(configfile))
     for cost in found:
         print(
             f"{cost.instrument}: {cost.cells} cells by {cost.model}, {cost.requests} requests, {cost.tokens_in} tokens "
@@ -269,11 +309,11 @@ def launch(context: typer.Context) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     try:
         app(args=list(argv) if argv is not None else None)
-    except (ConfigError, StoreError, LookupError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if (told := trouble(error, "results")) is None:
+        if (told := describe_os_error(error, "results")) is None:
             raise
         sys.exit(f"error: {told}")
     finally:

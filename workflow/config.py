@@ -2,12 +2,14 @@
 
 import difflib
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError
 
+from workflow.errors import ConfigError
 from workflow.sections import (
     Arc,
     Arm,
@@ -28,10 +30,6 @@ from workflow.sections import (
     ToyModel,
     Waiver,
 )
-
-
-class ConfigError(ValueError):
-    """The config cannot be used: the place, the value and the cure."""
 
 
 class Config(Section):
@@ -149,23 +147,76 @@ def _check_names(config: Config) -> None:
         twice = sorted({str(v) for v in values if values.count(v) > 1})  # type: ignore[arg-type]
         if twice:
             raise ConfigError(f"{what}: {', '.join(twice)} stands twice. Remove one.")
-    uses: list[tuple[str, str | None]] = []
-    for c in config.conditions:
-        uses += [(f"conditions ({c.name}).data.{stage}", name) for stage, name in c.data.model_dump().items()]
-    uses += [(f"arms ({a.name}).data", a.data) for a in config.arms]
-    uses += [(f"arc ({a.name}).data", a.data) for a in config.arc]
-    for i in config.instruments:
-        uses += [(f"instruments ({i.name}).data", i.data), (f"instruments ({i.name}).judge.prompts", i.judge.prompts)]
-    uses += [(f"lm_eval ({e.name}).data", e.data) for e in config.lm_eval]
+    for use in uses(config):
+        _check_defined(use.spell(), use.data, names)
     for d in config.data:
-        uses += [(f"data ({d.name})", source) for source in sources(d)]
+        for source in sources(d):
+            _check_defined(f"data ({d.name})", source, names)
+
+
+def _check_defined(place: str, name: str, names: list[str]) -> None:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        raise ConfigError(f"{place}: there is no data set `{name}` under `data:`.{hint}")
+
+
+class Named(NamedTuple):
+    """A step in a path through the config: the entry of a list that has this name."""
+
+    name: str | None
+
+
+class Item(NamedTuple):
+    """A step in a path through the config: the item of a list that is this number."""
+
+    value: int
+
+
+Place = tuple[str | Named | Item, ...]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a data set: by which stage, where the config says so, and whether that part is enabled."""
+
+    stage: str
+    data: str
+    place: Place
+    enabled: bool = True
+    condition: str | None = None
+
+    @property
+    def role(self) -> Literal["training", "evaluation", "prompts"]:
+        if self.stage in ("arc", "generate", "lm_eval", "pairs"):
+            return "evaluation"
+        return "prompts" if self.stage == "judge" else "training"
+
+    def spell(self) -> str:
+        """`conditions (evil_wrong).data.tulu_sft`: the place as messages write it."""
+        text = ""
+        for step in self.place:
+            text += f" ({step.name})" if isinstance(step, Named) else f".{step}" if text else str(step)
+        return text
+
+
+def uses(config: Config) -> list[Use]:
+    """List every use of a data set that the config names, in the order of the stages."""
+    found = []
     if isinstance(config.base_model, ToyModel):
-        uses.append(("base_model.text", config.base_model.text))
-    for place, name in uses:
-        if name is not None and name not in names:
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise ConfigError(f"{place}: there is no data set `{name}` under `data:`.{hint}")
+        found.append(Use("base", config.base_model.text, ("base_model", "text")))
+    for c in config.conditions:
+        for stage, name in c.data.model_dump().items():
+            if name is not None:
+                found.append(Use(stage, name, ("conditions", Named(c.name), "data", stage), c.enabled, c.name))
+    for arm in config.arms:
+        found.append(Use("em_lora", arm.data, ("arms", Named(arm.name), "data"), bool(config.em_seeds)))
+    found += [Use("arc", a.data, ("arc", Named(a.name), "data")) for a in config.arc]
+    found += [Use("lm_eval", e.data, ("lm_eval", Named(e.name), "data"), e.enabled) for e in config.lm_eval]
+    for i in config.instruments:
+        found.append(Use("generate", i.data, ("instruments", Named(i.name), "data")))
+        found.append(Use("judge", i.judge.prompts, ("instruments", Named(i.name), "judge", "prompts")))
+    return found
 
 
 def sources(entry: Any) -> tuple[str, ...]:

@@ -9,6 +9,10 @@ class UserError(Exception):
     """Base of every error that ends in one line: what is wrong, where, and what to do. Anything else is a bug."""
 
 
+class ConfigError(UserError, ValueError):
+    """The config, or a file beside it, cannot be used: the place, the value and the cure."""
+
+
 _MESSAGES = {
     errno.ENOSPC: "the disk is full ({place}). Free some space and run again.",
     errno.EDQUOT: "the disk quota is used up ({place}). Free some space and run again.",

@@ -25,14 +25,15 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from workflow.errors import UserError
 from workflow.keys import canonical_json, digest
+from workflow.matrix import TRAINING
 from workflow.sections import Waiver
 from workflow.store import Record
 
 Kind = Literal["protocol", "environment", "placement", "code"]
 Level = Literal["equal", "placement", "different"]
 
-TRAINING = ("coupling_sft", "tulu_sft", "tulu_dpo", "em_lora")
 MANIPULATED = ("coupling_sft",)
 ABSENT = "not recorded"
 
@@ -51,7 +52,7 @@ _PLACED = ("world_size", "per_device_train_batch_size", "gradient_accumulation_s
 _PLACEMENT = ("strategy", "gradient_checkpointing", "attn_implementation", "batch_size")
 
 
-class ProtocolError(ValueError):
+class ProtocolError(UserError, ValueError):
     """Cells of different protocols in one table: every field, its values, and the cells that hold each."""
 
 
@@ -184,7 +185,7 @@ def _fields(record: Record, manipulated: bool) -> dict[Kind, dict[str, Any]]:
     placed |= {"gpu": made.get("gpu"), "cpu": made.get("cpu")}
     python = ".".join(str(made.get("python") or "").split(".")[:2]) or None
     environment = {
-        "lock_digest": made.get("lock_digest"),
+        "digest": _get(made, "environment.digest"),
         "python": python,
         **_flat({"packages": made.get("packages")}),
     }

@@ -16,8 +16,10 @@ _held: list[int] = []  # file descriptors: the locks last as long as this proces
 
 def needed(stage: str, placement: dict[str, object]) -> int:
     """GPUs that a stage uses if there are any."""
-    if stage in ("arc", "generate", "lm_eval"):
+    if stage in ("arc", "generate", "lm_eval", "pairs"):
         return 1
+    if stage == "judge":
+        return int(placement.get("base_url") == "local")
     size = placement.get("world_size", 0)
     return size if isinstance(size, int) else 0
 

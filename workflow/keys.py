@@ -8,14 +8,15 @@ recipe names its parents' keys, as in a Nix store.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-DATA_ID = re.compile(r"[0-9a-f]{32}|rev-[0-9a-f]{40}-[0-9a-f]{8}")
+PROVISIONAL = "tbd"  # begins the id of data that are not pinned, and the key of what rests on them
+DATA_ID = re.compile(r"[0-9a-f]{32}|rev-[0-9a-f]{40}-[0-9a-f]{8}|tbd-[0-9a-f]{32}")
 _SCALARS = frozenset({str, int, float, bool})
-KEY = re.compile(r"(rev)?[0-9a-f]{8}-[0-9a-f]{12}")
+KEY = re.compile(r"(rev|tbd)?[0-9a-f]{8}-[0-9a-f]{12}")
 
 
 def canonical_json(value: Any) -> str:
@@ -72,7 +73,7 @@ class Recipe:
     Attributes:
         stage: name of the stage, as in `workflow.matrix.VERSIONS`.
         version: bumped by hand when the stage's code changes its numbers.
-        data: md5 of the data file (32 hex), or `rev-<commit>-<selection>`.
+        data: md5 of the data file (32 hex), `rev-<commit>-<selection>`, or `tbd-<definition>` while it is not pinned.
         params: hyperparameters under the libraries' own names; JSON values.
         parents: keys of the results that it is made from, in a fixed order.
     """
@@ -85,8 +86,13 @@ class Recipe:
 
     @property
     def key(self) -> str:
-        """`26b52cac-4f1c09ad77e2`: the data's id, then the recipe's sha256, both cut short."""
-        short = "rev" + self.data[4:12] if self.data.startswith("rev-") else self.data[:8]
+        """`26b52cac-4f1c09ad77e2`: the data's id and the recipe's sha256, cut short; `tbd...` if provisional."""
+        kind, _, rest = self.data.rpartition("-") if self.data.startswith("tbd-") else ("", "", self.data)
+        if self.data.startswith("rev-"):
+            kind, rest = "rev", self.data[4:]
+        if any(p.startswith(PROVISIONAL) for p in self.parents):
+            kind = PROVISIONAL
+        short = kind + rest[:8]
         return f"{short}-{digest('recipe', self.to_dict())[:12]}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +116,19 @@ class Recipe:
         return cls.from_dict(json.loads(text))
 
 
-def artifact_digest(recipe: Recipe, outputs: list[dict[str, Any]]) -> str:
-    """Digest of a finished result: its recipe and the path, size and sha256 of each output; no time, no host."""
-    return digest("artifact", {"recipe": recipe.to_dict(), "outputs": sorted(outputs, key=lambda o: o["path"])})
+def content_digest(outputs: Iterable[Mapping[str, Any]]) -> str:
+    """Digest of a result's bytes: path, size and sha256 of each output. It decides restoring and reuse."""
+    return digest("content", sorted((dict(o) for o in outputs), key=lambda o: o["path"]))
+
+
+def result_digest(recipe: Recipe, inputs: Mapping[str, str], content: str) -> str:
+    """Digest of a finished result: recipe, digests of what it read by role, content; no time, no host.
+
+    It commits to the parents' digests, and so to every byte upstream.
+    """
+    return digest("result", {"recipe": recipe.to_dict(), "inputs": dict(inputs), "content": content})
+
+
+def reuse_digest(recipe: Recipe, parents: Iterable[str]) -> str:
+    """Digest of a recipe with its parents' `content` in place of their keys: equal for equal work under other names."""
+    return digest("reuse", {**recipe.to_dict(), "parents": list(parents)})

@@ -1,33 +1,62 @@
 """Which nodes exist. `Matrix._plan` is the whole pipeline; read that first."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from workflow.config import Config, ConfigError
+from workflow.config import Config, Item, Named, Place
+from workflow.data.gates import CHECKS
 from workflow.data.lock import Lock, require
+from workflow.errors import ConfigError, UserError
 from workflow.keys import Recipe, canonical_json, hash_bytes, hash_file
 from workflow.sections import Condition, HubModel
 from workflow.store import data_path, record_path
 
-# Bump when a change to the code can change the numbers; say why beside it.
-VERSIONS = {
-    "base": 1,
-    "coupling_sft": 1,
-    "tulu_sft": 1,
-    "tulu_dpo": 1,
-    "em_lora": 1,
-    "arc": 1,
-    "generate": 1,
-    "judge": 1,
-    "lm_eval": 1,
-    "report": 1,
+Kind = Literal["base", "train", "score", "generate", "judge", "report"]
+
+
+class Stage(NamedTuple):
+    """A row of the pipeline. A new stage is a row here, a module and a rule.
+
+    Attributes:
+        kind: `score` and `judge` give the numbers of the report.
+        version: bumped when a change to the code changes the numbers; say why beside it.
+        module: what its rule runs.
+    """
+
+    kind: Kind
+    version: int
+    module: str
+
+
+# In the order of the pipeline.
+STAGES = {
+    "base": Stage("base", 1, "workflow.stages.base"),
+    "coupling_sft": Stage("train", 1, "workflow.stages.coupling_sft"),
+    "tulu_sft": Stage("train", 1, "workflow.stages.tulu_sft"),
+    "tulu_dpo": Stage("train", 1, "workflow.stages.tulu_dpo"),
+    "em_lora": Stage("train", 1, "workflow.stages.em_lora"),
+    "arc": Stage("score", 1, "workflow.evals.arc"),
+    "generate": Stage("generate", 1, "workflow.evals.generate"),
+    "judge": Stage("judge", 1, "workflow.evals.judge"),
+    "lm_eval": Stage("score", 1, "workflow.evals.lm_eval"),
+    "report": Stage("report", 1, "workflow.report.report"),
 }
+VERSIONS = {name: stage.version for name, stage in STAGES.items()}
 
 
-class StaleKeyError(LookupError):
+def stages_of(*kinds: Kind) -> tuple[str, ...]:
+    """Names of the stages of these kinds, in the pipeline's order."""
+    return tuple(name for name, stage in STAGES.items() if stage.kind in kinds)
+
+
+TRAINING = stages_of("train")
+MEASURING = stages_of("score", "judge")
+
+
+class StaleKeyError(UserError, LookupError):
     """A job or target names a key that the config does not describe (any more)."""
 
 
@@ -54,7 +83,10 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One stage of one cell: one recipe, one key, one record."""
+    """One stage of one cell: one recipe, one key, one record.
+
+    `places` says where in the config its data and parameters come from, by the longest name of a recipe's field.
+    """
 
     stage: str
     label: str
@@ -63,6 +95,16 @@ class Node:
     cell: Cell | None = None
     instrument: str | None = None
     has_data: bool = True
+    places: Mapping[str, Place] = field(default_factory=dict)
+
+    def place(self, name: str) -> Place:
+        """Where the config says what a field of the recipe holds: `data`, `params.sampler.top_p`, `parents`."""
+        parts = name.split(".")
+        for count in range(len(parts), 0, -1):
+            start = self.places.get(".".join(parts[:count]))
+            if start is not None:
+                return (*start, *parts[count:])
+        return ()
 
     @cached_property
     def key(self) -> str:
@@ -87,7 +129,7 @@ class Matrix:
         self._ids = require(config, pins, configfile)
         self._nodes: dict[tuple[str, str, str], Node] = {}
         self._stages = {
-            name: _canonical(getattr(config.stages, name).model_dump(exclude_defaults=True)) for name in _TRAINING
+            name: _canonical(getattr(config.stages, name).model_dump(exclude_defaults=True)) for name in TRAINING
         }
         self._plan()
 
@@ -105,32 +147,43 @@ class Matrix:
     def _chain(self, condition: Condition, pipeline_seed: int, base: Node) -> None:
         cell = Cell(condition.name, pipeline_seed)
         model = base
+        place: Place = ("conditions", Named(condition.name), "data")
         for stage in ("coupling_sft", "tulu_sft", "tulu_dpo"):
             data = getattr(condition.data, stage)
             if data is not None:
                 params = {**self._stages[stage], "seed": pipeline_seed}
-                model = self._add(stage, cell, data, params, (model,))
+                seed: Place = ("pipeline_seeds", Item(pipeline_seed))
+                places = {"data": (*place, stage), "params": ("stages", stage), "params.seed": seed, "parents": place}
+                model = self._add(stage, cell, data, params, (model,), places)
         self._evaluate(cell, (model,))
         for arm in self.config.arms:
             for em_seed in self.config.em_seeds:
                 em_cell = Cell(condition.name, pipeline_seed, arm.name, em_seed)
                 params = {**self._stages["em_lora"], "seed": em_seed}
-                adapter = self._add("em_lora", em_cell, arm.data, params, (model,))
+                places = {
+                    "data": ("arms", Named(arm.name), "data"),
+                    "params": ("stages", "em_lora"),
+                    "params.seed": ("em_seeds", Item(em_seed)),
+                    "parents": place,
+                }
+                adapter = self._add("em_lora", em_cell, arm.data, params, (model,), places)
                 self._evaluate(em_cell, (model, adapter))
 
     def _evaluate(self, cell: Cell, model: tuple[Node, ...]) -> None:
         for arc in self.config.arc:
             asked = arc.model_dump(exclude={"name", "data"}, exclude_defaults=True)
-            self._add("arc", cell, arc.data, asked, model, arc.name)
+            self._measure("arc", cell, arc.data, asked, model, arc.name, ("arc", Named(arc.name)))
         for e in self.config.lm_eval:
             if e.enabled:
                 chosen = _canonical(e.model_dump(exclude={"name", "enabled", "data"}, exclude_defaults=True))
-                self._add("lm_eval", cell, e.data, chosen, model, e.name)
+                self._measure("lm_eval", cell, e.data, chosen, model, e.name, ("lm_eval", Named(e.name)))
         for i in self.config.instruments:
+            place: Place = ("instruments", Named(i.name))
             answered = {"backend": i.backend, "sampler": i.sampler.model_dump(exclude_defaults=True)}
-            completions = self._add("generate", cell, i.data, answered, model, i.name)
+            completions = self._measure("generate", cell, i.data, answered, model, i.name, place)
             judged = i.judge.model_dump(exclude={"prompts"}, exclude_defaults=True)
-            self._add("judge", cell, i.judge.prompts, judged, (completions,), i.name)
+            prompts = (*place, "judge")
+            self._measure("judge", cell, i.judge.prompts, judged, (completions,), i.name, prompts, "prompts")
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 
@@ -140,7 +193,26 @@ class Matrix:
         params["template"] = _read(self.config.template)
         data = model.name if isinstance(model, HubModel) else model.text
         recipe = Recipe("base", VERSIONS["base"], self._ids[data], params)
-        return self._put(Node("base", "base", recipe, has_data=not isinstance(model, HubModel)))
+        places: dict[str, Place] = {
+            "data": ("base_model", "name" if isinstance(model, HubModel) else "text"),
+            "params": ("base_model",),
+            "params.template": ("template",),
+        }
+        return self._put(Node("base", "base", recipe, has_data=not isinstance(model, HubModel), places=places))
+
+    def _measure(
+        self,
+        stage: str,
+        cell: Cell,
+        data: str,
+        params: dict[str, Any],
+        parents: tuple[Node, ...],
+        instrument: str,
+        place: Place,
+        data_field: str = "data",
+    ) -> Node:
+        places = {"data": (*place, data_field), "params": place}
+        return self._add(stage, cell, data, params, parents, places, instrument)
 
     def _add(
         self,
@@ -149,10 +221,11 @@ class Matrix:
         data: str,
         params: dict[str, Any],
         parents: tuple[Node, ...],
+        places: Mapping[str, Place],
         instrument: str | None = None,
     ) -> Node:
         recipe = Recipe(stage, VERSIONS[stage], self._ids[data], params, tuple(p.key for p in parents))
-        return self._put(Node(stage, str(cell), recipe, parents, cell, instrument))
+        return self._put(Node(stage, str(cell), recipe, parents, cell, instrument, places=places))
 
     def _put(self, node: Node) -> Node:
         other = self._nodes.setdefault((node.stage, node.label, node.key), node)
@@ -171,11 +244,13 @@ class Matrix:
             for node in originals:
                 for number in range(2, wish.up_to + 1):
                     label = f"{node.label}.r{number}"
-                    self._put(Node(node.stage, label, node.recipe, node.parents, None, node.instrument))
+                    self._put(
+                        Node(node.stage, label, node.recipe, node.parents, None, node.instrument, places=node.places)
+                    )
 
     def _report(self) -> Node:
         """The report is a node too: its key is over every number's key and over what is said about them."""
-        parents = tuple(n for n in self.nodes() if n.stage in ("arc", "judge", "lm_eval"))
+        parents = tuple(n for n in self.nodes() if n.stage in MEASURING)
         plan = [[n.stage, n.label, n.instrument, n.key] for n in parents]
         data = hash_bytes(canonical_json(plan).encode(), "md5")
         config = self.config
@@ -186,15 +261,36 @@ class Matrix:
                 c.model_dump(include={"name", "persona", "answers"}) for c in config.conditions if c.enabled
             ],
             "said": {path: hash_file(path, "md5") for path in _SAID if Path(path).is_file()},
+            "checks": dict(CHECKS),  # what they find is a function of the data
             "waivers": [_canonical(w.model_dump()) for w in config.waivers],
         }
         recipe = Recipe("report", VERSIONS["report"], data, params, tuple(n.key for n in parents))
-        return self._put(Node("report", config.name, recipe, parents))
+        places: dict[str, Place] = {"params": ()}
+        return self._put(Node("report", config.name, recipe, parents, places=places))
 
     # --- look-up ----------------------------------------------------------------------------------------------------
 
     def nodes(self, *stages: str) -> list[Node]:
         return [n for n in self._nodes.values() if not stages or n.stage in stages]
+
+    def ancestors(self, *nodes: Node) -> set[Node]:
+        """All nodes that these are made from."""
+        above: set[Node] = set()
+        pending = [p for n in nodes for p in n.parents]
+        while pending:
+            node = pending.pop()
+            if node not in above:
+                above.add(node)
+                pending += node.parents
+        return above
+
+    def descendants(self, *nodes: Node) -> set[Node]:
+        """All nodes that are made from these."""
+        below: set[Node] = set(nodes)
+        for node in self._nodes.values():  # parents stand before their children
+            if any(parent in below for parent in node.parents):
+                below.add(node)
+        return below - set(nodes)
 
     def node(self, stage: str, label: str, key: str) -> Node:
         """The node at that place.
@@ -236,10 +332,13 @@ class Matrix:
         return self._ids[name]
 
 
-_TRAINING = ("coupling_sft", "tulu_sft", "tulu_dpo", "em_lora")
-
 # What a report says about its numbers, beside the numbers.
-_SAID = ("config/claims.yaml", "config/retractions.yaml", "reference/published_table.yaml")
+_SAID = (
+    "config/claims.yaml",
+    "config/retractions.yaml",
+    "config/accepted.yaml",
+    "reference/published_table.yaml",
+)
 
 
 def _canonical(value: Any) -> Any:

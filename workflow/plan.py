@@ -1,58 +1,96 @@
 """What the rules ask: the matrix of Snakemake's config, and the strings that command lines take."""
 
-import fcntl
 import json
 import os
-import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-from workflow.config import Config, ConfigError, sources
+from workflow.config import Config, sources
 from workflow.data.checks import require_gates, told_to_stages
-from workflow.data.gates import GateError
-from workflow.data.lock import NONE, read_lock
-from workflow.disk import trouble
+from workflow.data.lock import NONE, Lock, provisional, read_lock, unpinned
+from workflow.errors import UserError, describe_os_error
+from workflow.files import Owner, write_atomic
+from workflow.gpus import needed
 from workflow.keys import canonical_json
-from workflow.matrix import Matrix
-from workflow.sections import JudgePlacement, TrainPlacement
-from workflow.store import data_path
+from workflow.links import Links, read_links
+from workflow.matrix import Matrix, Node
+from workflow.sections import TrainPlacement
+from workflow.stage import ALLOCATOR
+from workflow.store import RESULTS, data_path
 
-# glibc gives freed blocks of the optimizer's size back to the system at once and takes them again at every step: on a
-# CPU a third to a half of the demo's training time. Every job inherits these.
-ENVIRONMENT = {
-    "MALLOC_MMAP_THRESHOLD_": "4294967296",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
-RESULTS = "results"
+# Every job inherits these.
+ENVIRONMENT = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 @dataclass(frozen=True)
 class Plan:
     config: Config
     matrix: Matrix
+    pins: Lock
+    missing: tuple[str, ...]
 
     @classmethod
-    def of(cls, raw: dict[str, Any], configfiles: list[str]) -> "Plan":
-        """Check Snakemake's config and plan it; a fault ends in its own words, without a traceback."""
+    def of(cls, raw: dict[str, Any], configfiles: list[str], is_main: bool = True) -> "Plan":
+        """Check Snakemake's config and plan it; a fault ends in its own words, without a traceback.
+
+        Args:
+            is_main: not a job that Snakemake started; what is to be said is said once.
+        """
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         try:
             config = Config.from_dict(raw)
             configfile = os.path.relpath(configfiles[-1]) if configfiles else "config/config.yaml"
             pins = read_lock()
-            plan = cls(config, Matrix(config, pins, configfile))
-            for warning in require_gates(config, pins):
-                print(f"warning: {warning}", file=sys.stderr)
-        except (ConfigError, GateError) as error:
+            missing = tuple(unpinned(config, pins))
+            filled = provisional(config, pins)
+            plan = cls(config, Matrix(config, filled, configfile), filled, missing)
+            warnings = require_gates(config, filled)
+        except UserError as error:
             sys.exit(f"error: {error}")
-        plan._check_results()
+        if is_main:
+            if missing:
+                warnings = (f"{describe_unpinned(missing, configfile)} Until then their keys are provisional (tbd).",)
+            for warning in warnings:
+                print(f"warning: {warning}", file=sys.stderr)
+            plan._check_results()
         return plan
+
+    def refuse_provisional(self, wildcards: Iterable[dict[str, str]]) -> None:
+        """End before the first job if one of those that are needed rests on data that are not pinned."""
+        ids = {self.matrix.data_id(name) for name in self.missing}
+        for w in wildcards:
+            data = w.get("md5") or self._data_of(w)
+            if data in ids or w.get("key", "").startswith("tbd"):
+                sys.exit(f"error: {describe_unpinned(self.missing, self.matrix.configfile)}")
+
+    def _data_of(self, w: dict[str, str]) -> str:
+        nodes = [n for n in self.matrix.nodes() if (n.label, n.key) == (w.get("cell"), w.get("key"))]
+        return nodes[0].recipe.data if nodes else ""
+
+    @cached_property
+    def links(self) -> Links:
+        """The records of the plan held against each other; read once, in the main process."""
+        return read_links(self.matrix.nodes())
+
+    def siblings_path(self, stage: str) -> str:
+        return f"{RESULTS}/.plan/{self.config.name}.{stage}.jsonl"
+
+    def siblings_option(self, stage: str) -> str:
+        """The option by which a job learns what it may make along with its own result; none if it makes one."""
+        together = getattr(getattr(self.config.placement, stage, None), "together", 1)
+        return f"--siblings {self.siblings_path(stage)}" if together > 1 else ""
+
+    def write_siblings(self) -> None:
+        """Write down, by stage, what is still to be made, for jobs that make several results together."""
+        for stage in type(self.config.placement).model_fields:
+            if self.siblings_option(stage):
+                nodes = [n for n in self.matrix.nodes(stage) if n in self.links.planned]
+                os.makedirs(f"{RESULTS}/.plan", exist_ok=True)
+                write_atomic(self.siblings_path(stage), "".join(f"{_sibling(node)}\n" for node in nodes), sync=False)
 
     def _check_results(self) -> None:
         """Read-only results can be looked at; if something is missing, Snakemake would say it in misleading words."""
@@ -61,11 +99,9 @@ class Plan:
         planned = self.matrix.records()
         missing = [record for record in planned if not os.path.exists(record)]
         if missing:
-            told = (
-                f"{len(missing)} of the plan's {len(planned)} results {'is' if len(missing) == 1 else 'are'} not there"
-            )
+            count = f"{len(missing)} of the plan's {len(planned)} results {'is' if len(missing) == 1 else 'are'}"
             sys.exit(
-                f"error: {RESULTS}/ is read-only, or not yours to write to, and {told}: {missing[0]}"
+                f"error: {RESULTS}/ is read-only, or not yours to write to, and {count} not there: {missing[0]}"
                 f"{', ...' if missing[1:] else ''}. Make it writable and run again."
             )
 
@@ -76,37 +112,40 @@ class Plan:
         command goes on. It lies in the results, since two checkouts may share them over a link. A disk without such
         locks is used without.
         """
+        import fcntl
+
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            Path(path).parent.mkdir(exist_ok=True)
-            held = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            descriptor = os.open(path, flags, 0o664)
         except OSError as error:
-            sys.exit(f"error: {trouble(error, path) or f'{path}: {error.strerror}. Make it writable and run again.'}")
+            message = describe_os_error(error, path) or f"{path}: {error.strerror}. Make it writable and run again."
+            sys.exit(f"error: {message}")
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            by = os.read(held, 200).decode()
-            sys.exit(f"error: another Snakemake works on these results ({by.strip()}). Wait for it or stop it.")
+            holder = os.read(descriptor, 200).decode(errors="replace").strip()
+            sys.exit(f"error: another Snakemake works on these results ({holder}). Wait for it or stop it.")
         except OSError:
             return
-        with suppress(OSError):  # a full disk; what the jobs say of it is clearer
-            os.ftruncate(held, 0)
-            os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {Owner.current().host}\n".encode())
+        except OSError:
+            return  # a full disk; what the jobs say of it is clearer
 
     def placement(self, stage: str) -> str:
         placed = getattr(self.config.placement, stage)
-        said = placed.model_dump()
+        options = placed.model_dump()
         if isinstance(placed, TrainPlacement):
-            said |= {"tracking": self.config.tracking, "gates": self._gates}
-        return json.dumps(said)
+            options |= {"tracking": self.config.tracking, "gates": self._gates}
+        return json.dumps(options)
 
     def gpus(self, stage: str) -> int:
         """GPUs of one job; the toy model of the demo takes none."""
-        placed = getattr(self.config.placement, stage)
         if self.config.base_model.kind == "toy" or stage == "base":
             return 0
-        if isinstance(placed, JudgePlacement):
-            return 1 if placed.base_url == "local" else 0
-        return placed.world_size if isinstance(placed, TrainPlacement) else 1
+        return needed(stage, getattr(self.config.placement, stage).model_dump())
 
     def resources(self, stage: str) -> dict[str, Any]:
         """What a training asks for, in the words of Snakemake's SLURM plugin.
@@ -122,7 +161,7 @@ class Plan:
 
     @cached_property
     def _gates(self) -> dict[str, Any]:
-        return told_to_stages(self.config, read_lock())
+        return told_to_stages(self.config, self.pins)
 
     @cached_property
     def config_json(self) -> str:
@@ -133,10 +172,23 @@ class Plan:
         return canonical_json(json.loads(entry.model_dump_json()))
 
     def revision(self, data_id: str) -> str:
-        pin = read_lock().get(self.matrix.entry(data_id))
+        pin = self.pins.get(self.matrix.entry(data_id))
         return pin.revision if pin else NONE
 
     def source_paths(self, data_id: str) -> list[str]:
         """Data files that a data set is built from, in the order of its definition."""
         entry = self.config.data_entry(self.matrix.entry(data_id))
         return [data_path(self.matrix.data_id(name)) for name in sources(entry)]
+
+
+def describe_unpinned(names: tuple[str, ...], configfile: str) -> str:
+    """One sentence on data that are not pinned, with the command that pins them."""
+    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    verb = "is" if len(names) == 1 else "are"
+    return f"{listed} of the config {verb} not pinned. Run `python -m workflow lock --configfile {configfile}`."
+
+
+def _sibling(node: Node) -> str:
+    data = node.data[0] if node.data else ""
+    parents = [p.record for p in node.parents]
+    return canonical_json({"recipe": node.recipe.to_dict(), "parents": parents, "data": data, "record": node.record})

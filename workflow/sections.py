@@ -342,6 +342,7 @@ class TrainPlacement(Section):
     gradient_checkpointing: bool
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
     checkpoint_minutes: NonNegative | None = Field(description="null: only when the job is told to stop")
+    together: Positive = Field(default=1, description="cells at most that one job makes with one loaded model")
 
     @model_validator(mode="after")
     def _processes_lie_evenly(self) -> Self:
@@ -357,6 +358,7 @@ class TrainPlacement(Section):
 class EvalPlacement(Section):
     batch_size: Positive
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
+    together: Positive = Field(default=1, description="cells at most that one job makes with one loaded model")
 
 
 class JudgePlacement(Section):

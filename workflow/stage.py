@@ -1,6 +1,6 @@
 """The one command line that all stages share: checks before, the record after.
 
-python -m workflow.stages.em_lora --recipe JSON --placement JSON --parents RECORD... --data FILE --record OUT
+python -m workflow.train.sft --recipe JSON --placement JSON --parents RECORD... --data FILE --record OUT
 """
 
 import argparse
@@ -10,19 +10,22 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workflow import gpus, provenance
+from workflow import gpus, provenance, reuse
 from workflow.data import gates
-from workflow.disk import trouble
-from workflow.keys import Recipe, artifact_digest, canonical_json, hash_file
+from workflow.errors import UserError, describe_os_error
+from workflow.files import locked
+from workflow.keys import Recipe, canonical_json, hash_bytes, hash_file
 from workflow.store import (
+    EXAMPLES,
     METRICS,
-    TWIN,
+    Input,
     Record,
     StoreError,
     check_outputs,
@@ -30,16 +33,19 @@ from workflow.store import (
     out_dir,
     publish,
     read_record,
-    wait_for_others,
+    restore,
     workspace,
-    write_marker,
 )
 
 # Beside out/: what a training goes on from when it is interrupted; of no use once the result is there.
 CHECKPOINT = "checkpoint"
 
+# glibc gives freed blocks of the optimizer's size back to the system at once and takes them again at every step: on a
+# CPU a third to a half of the demo's training time. glibc reads these when a process starts.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 
-class StageError(RuntimeError):
+
+class StageError(UserError, RuntimeError):
     """The stage refuses its input, or what it observed is not what was declared: what, where, what to do."""
 
 
@@ -71,41 +77,99 @@ class Job:
 
 
 class Result(NamedTuple):
-    """Facts of the run, and the numbers that the report reads."""
+    """Facts of the run, the numbers that the report reads, and texts to be looked at, such as the first prompt.
+
+    The texts become an output; the record holds their md5 and length only.
+    """
 
     observed: dict[str, Any]
     metrics: dict[str, Any]
+    examples: Mapping[str, str] = {}
 
 
 Run = Callable[[Job], Result]
+# Makes several cells with one loaded model, each yielded as soon as it is done.
+RunTogether = Callable[[Sequence[Job]], Iterator[tuple[Job, Result | Exception]]]
 
 
-def stage_main(module: str, run: Run, argv: list[str] | None = None) -> None:
-    """Run a stage from its command line, or hand the command line to the launcher if one is there."""
+@dataclass(frozen=True)
+class Request:
+    """One result to be made: the arguments of a stage's command line."""
+
+    recipe: Recipe
+    placement: dict[str, Any]
+    parents: tuple[Path, ...]
+    data: Path | None
+    record: Path
+    own_argv: tuple[str, ...] = ()  # of a stage with a command line of its own
+
+    def argv(self) -> list[str]:
+        """The command line that makes this result alone."""
+        if self.own_argv:
+            return list(self.own_argv)
+        return [
+            f"--recipe={self.recipe.to_json()}",
+            f"--placement={json.dumps(self.placement)}",
+            *(["--parents", *map(str, self.parents)] if self.parents else []),
+            *(["--data", str(self.data)] if self.data else []),
+            f"--record={self.record}",
+        ]
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], placement: dict[str, Any]) -> "Request":
+        data = Path(raw["data"]) if raw["data"] else None
+        recipe = Recipe.from_dict(raw["recipe"])
+        return cls(recipe, placement, tuple(map(Path, raw["parents"])), data, Path(raw["record"]))
+
+
+# --- the command line -----------------------------------------------------------------------------------------------
+
+
+def stage_main(
+    module: str,
+    run: Run,
+    argv: list[str] | None = None,
+    stages: Sequence[str] = (),
+    together: RunTogether | None = None,
+) -> None:
+    """Run a stage from its command line, or hand the command line to the launcher if one is there.
+
+    Args:
+        stages: names of the stages that the module makes; by default the module's own name.
+        together: makes several cells of the stage in one process.
+    """
     from workflow import launch
 
     argv = sys.argv[1:] if argv is None else argv
     if address := os.environ.get(launch.ADDRESS):
         sys.exit(launch.forward(address, module, argv))
-    sys.exit(run_stage(module, run, argv))
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()) and sys.platform == "linux":
+        os.environ.update(ALLOCATOR)
+        os.execv(sys.executable, [sys.executable, "-m", module, *argv])
+    sys.exit(run_stage(module, run, argv, stages, together))
 
 
-def run_stage(module: str, run: Run, argv: list[str]) -> int:
+def run_stage(
+    module: str, run: Run, argv: list[str], stages: Sequence[str] = (), together: RunTogether | None = None
+) -> int:
     """Exit status of one stage. What a person can mend ends in one line; what is a bug keeps its traceback."""
     args = _parse(module, sys.modules[run.__module__].__doc__, argv)
+    request = Request(args.recipe, args.placement, tuple(args.parents), args.data, args.record)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        _run(module, run, args)
-    except (StageError, StoreError) as error:
+        _check(request, tuple(stages) or (module.rsplit(".", 1)[1],))
+        siblings = _read_siblings(args.siblings, request) if args.siblings and together else ()
+        execute_all(module, run, request, siblings, together)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was recorded; the same command starts again", file=sys.stderr, flush=True)
         return 130
     except Exception as error:
-        if (told := trouble(error, args.record)) is None:
+        if (message := describe_os_error(error, args.record)) is None:
             raise
-        print(f"error: {told}", file=sys.stderr, flush=True)
+        print(f"error: {message}", file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -121,18 +185,27 @@ def _parse(module: str, about: str | None, argv: list[str]) -> argparse.Namespac
     parser.add_argument("--parents", type=Path, nargs="*", default=[], help="records, in the recipe's order")
     parser.add_argument("--data", type=Path, nargs="?", help="none for a base model that is fetched whole")
     parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--siblings", type=Path, help="JSON lines; results that may be made in the same process")
     return parser.parse_args(argv)
 
 
-def _run(module: str, run: Run, args: argparse.Namespace) -> None:
-    stage, _, key = args.record.parts[-4:-1]
-    if (stage, key) != (args.recipe.stage, args.recipe.key) or stage != module.rsplit(".", 1)[1]:
-        raise StageError(f"{args.record}: the recipe is of {args.recipe.stage}/{args.recipe.key}. Plan again.")
-    _check_processes(args.recipe, args.placement)
+def _check(request: Request, stages: tuple[str, ...]) -> None:
+    recipe = request.recipe
+    stage, _, key = request.record.parts[-4:-1]
+    if (stage, key) != (recipe.stage, recipe.key) or stage not in stages:
+        raise StageError(f"{request.record}: the recipe is of {recipe.stage}/{recipe.key}. Plan again.")
+    if key.startswith("tbd"):
+        raise StageError(f"{request.record}: its data are not pinned. Run `python -m workflow lock` and plan again.")
+    _check_processes(recipe, request.placement)
     if stage != "base":  # which fetches; all else is on disk, and a question to the hub would wait for its time-out
         os.environ["HF_HUB_OFFLINE"] = "1"
-    gpus.claim(gpus.needed(stage, args.placement))
-    execute(module, run, args.recipe, args.placement, args.parents, args.data, args.record, [module, *_argv(args)])
+    if stage != "judge":  # nobody else needs the key
+        for name in _judge_keys():
+            os.environ.pop(name, None)
+
+
+def _judge_keys() -> list[str]:
+    return [name for name in os.environ if name.endswith("_API_KEY") and name.startswith(("JUDGE", "OPENAI"))]
 
 
 def _check_processes(recipe: Recipe, placement: dict[str, Any]) -> None:
@@ -148,93 +221,201 @@ def _check_processes(recipe: Recipe, placement: dict[str, Any]) -> None:
     )
 
 
+def _read_siblings(path: Path, own: Request) -> tuple[Request, ...]:
+    """Results of the same stage on the same first parent that the plan has beside this one."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    requests = [Request.from_dict(raw, own.placement) for raw in lines]
+    alike = [
+        r
+        for r in requests
+        if r.recipe.stage == own.recipe.stage and r.parents[:1] == own.parents[:1] and r.record != own.record
+    ]
+    return tuple(alike)
+
+
+# --- making a result ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Work:
+    """A result that must be computed: its job, its inputs, what its record will say."""
+
+    request: Request
+    job: Job
+    inputs: dict[str, Input]
+    parents: list[str]
+    gate_facts: dict[str, Any]
+
+
 def execute(
     module: str,
     run: Run,
     recipe: Recipe,
     placement: dict[str, Any],
-    parent_paths: list[Path],
+    parents: Sequence[Path],
     data: Path | None,
     path: Path,
-    command: list[str],
+    own_argv: Sequence[str] = (),
 ) -> None:
-    """Check the inputs, run, publish; or restore a finished result whose record is gone."""
-    parents = _read_parents(recipe, parent_paths)
-    inputs = _describe_inputs(recipe, parents, data)
-    wait_for_others(path.parent)
-    if _restore(path, inputs):
-        shutil.rmtree(path.parent / CHECKPOINT, ignore_errors=True)
-        return
-    gate_facts = gates.enforce(recipe, data, placement)
-    started = datetime.now(UTC)
-    clock = time.monotonic()
-    with workspace(path.parent) as temp:
-        observed, metrics = run(Job(recipe, placement, parents, data or Path(os.devnull), temp))
-        if metrics:  # also as an output, so that the digest covers the numbers that the report reads
-            (temp / METRICS).write_text(canonical_json(metrics) + "\n")
-        outputs = describe_outputs(temp)
-        seconds = round(time.monotonic() - clock, 3)
-        who = provenance.collect(module)
-        record = Record.model_validate(
-            {
-                "schema": 1,
-                "stage": recipe.stage,
-                "cell": path.parts[-3],
-                "key": recipe.key,
-                "recipe": recipe.to_dict(),
-                "digest": artifact_digest(recipe, outputs),
-                "inputs": inputs,
-                "outputs": outputs,
-                "observed": {
-                    "seconds": seconds,
-                    "gpu_seconds": seconds * len(who["gpu"]),
-                    "placement": placement,
-                    **gate_facts,
-                    **observed,
-                },
-                "metrics": metrics,
-                "provenance": {
-                    **who,
-                    "command": command,
-                    "start": started.isoformat(timespec="seconds"),
-                    "end": datetime.now(UTC).isoformat(timespec="seconds"),
-                },
-            }
-        )
-        publish(temp, record)
+    """Make one result, or restore a finished one."""
+    execute_all(module, run, Request(recipe, placement, tuple(parents), data, path, tuple(own_argv)))
+
+
+def execute_all(
+    module: str,
+    run: Run,
+    own: Request,
+    siblings: Sequence[Request] = (),
+    together: RunTogether | None = None,
+) -> None:
+    """Make the own result, and up to `together` of its siblings in the same process.
+
+    A sibling is taken if nobody else is at it, its inputs are there and no finished result fits; its own job finds the
+    result later. A failure of one cell voids that cell alone.
+    """
+    code = provenance.code_digest(module)  # of the files as they are now: they may be edited while the job runs
+    with ExitStack() as stack:
+        work = _begin(module, own, code, stack, wait=True)
+        if work is None:
+            return
+        works = [work]
+        wanted = own.placement.get("together", 1) if together else 1
+        for sibling in siblings:
+            if len(works) < wanted and (taken := _begin_sibling(module, sibling, code, stack)) is not None:
+                works.append(taken)
+        gpus.claim(gpus.needed(own.recipe.stage, own.placement))
+        started, clock = datetime.now(UTC), time.monotonic()
+        if len(works) == 1 or together is None:
+            _finish(module, work, run(work.job), code, started, time.monotonic() - clock, ())
+            return
+        _run_together(module, works, together, code, started)
+
+
+def _run_together(module: str, works: list[_Work], together: RunTogether, code: str, started: datetime) -> None:
+    cells = tuple(w.request.record.parts[-3] for w in works)
+    print(f"made together: {', '.join(cells)}", file=sys.stderr, flush=True)
+    by_job = {id(w.job): w for w in works}
+    own, clock, failure = works[0], time.monotonic(), None
+    for job, result in together([w.job for w in works]):
+        work, seconds, clock = by_job.pop(id(job)), time.monotonic() - clock, time.monotonic()
+        if isinstance(result, Exception):
+            if work is own:
+                failure = result
+            print(f"{work.request.record}: failed in a job with others: {result}", file=sys.stderr, flush=True)
+            continue
+        _finish(module, work, result, code, started, seconds, cells)
+    if failure is not None:
+        raise failure
+    if id(own.job) in by_job:
+        raise StageError(f"{own.request.record}: the job ended before it was made. Run it again.")
+
+
+def _begin(module: str, request: Request, code: str, stack: ExitStack, wait: bool) -> _Work | None:
+    """Check the inputs; restore or take over a finished result (None), or say what is to be computed.
+
+    Two jobs of one key (after a kill, or a requeue) never work at once: the second waits and finds the result.
+    """
+    path = request.record
+    if not stack.enter_context(locked(path, wait)):
+        return None
+    parents = _read_parents(request.recipe, request.parents)
+    inputs = _describe_inputs(request.recipe, parents, request.data)
+    contents = [p.record.content for p in parents]
+    command = [module, *request.argv()]
+    if (record := restore(path, inputs)) is not None:
+        _say(path, "verified the finished result and restored its record")
+        reuse.remember(path, record, contents)
+    elif reuse.take_over(path, request.recipe, inputs, contents, code, command) is not None:
+        _say(path, "taken over from a finished result of the same recipe on the same bytes")
+    else:
+        gate_facts = gates.enforce(request.recipe, request.data, request.placement)
+        temp = stack.enter_context(workspace(path.parent))
+        job = Job(request.recipe, request.placement, parents, request.data or Path(os.devnull), temp)
+        return _Work(request, job, inputs, contents, gate_facts)
     shutil.rmtree(path.parent / CHECKPOINT, ignore_errors=True)
-    print(f"{path}: done in {seconds:.1f} s, digest {record.digest[:12]}", file=sys.stderr, flush=True)
+    return None
 
 
-def _argv(args: argparse.Namespace) -> list[str]:
-    return [
-        f"--recipe={args.recipe.to_json()}",
-        f"--placement={json.dumps(args.placement)}",
-        *(["--parents", *map(str, args.parents)] if args.parents else []),
-        *(["--data", str(args.data)] if args.data else []),
-        f"--record={args.record}",
-    ]
+def _begin_sibling(module: str, request: Request, code: str, stack: ExitStack) -> _Work | None:
+    """The work of a sibling that can be taken; None if it is done, in other hands, or not ready."""
+    if request.record.exists() or not all(p.exists() for p in (*request.parents, *filter(None, [request.data]))):
+        return None
+    try:
+        return _begin(module, request, code, stack, wait=False)
+    except UserError as error:
+        _say(request.record, f"not taken along: {error}")
+        return None
 
 
-def _read_parents(recipe: Recipe, paths: list[Path]) -> tuple[Parent, ...]:
+def _finish(
+    module: str,
+    work: _Work,
+    result: Result,
+    code: str,
+    started: datetime,
+    seconds: float,
+    cells: tuple[str, ...],
+) -> None:
+    """Write metrics and examples as outputs, describe all of them, publish with the record."""
+    request, out = work.request, work.job.out
+    if result.metrics:  # also as an output, so that the digest covers the numbers that the report reads
+        (out / METRICS).write_text(canonical_json(result.metrics) + "\n")
+    if result.examples:
+        (out / EXAMPLES).write_text(canonical_json(dict(result.examples)) + "\n")
+    outputs = describe_outputs(out)
+    who = provenance.collect(module, code)
+    seconds = round(result.observed.get("seconds", seconds), 3)
+    observed = {
+        "gpu_seconds": round(seconds * len(who["gpu"]), 3),
+        "placement": request.placement,
+        **work.gate_facts,
+        **({"together": list(cells)} if cells else {}),
+        **({"examples": {n: _shape(t) for n, t in result.examples.items()}} if result.examples else {}),
+        **result.observed,
+        "seconds": seconds,
+    }
+    times = {"start": started, "end": datetime.now(UTC)}
+    made = {
+        **who,
+        "command": [module, *request.argv()],
+        **{name: at.isoformat(timespec="seconds") for name, at in times.items()},
+    }
+    record = Record.create(
+        request.recipe, request.record.parts[-3], work.inputs, outputs, observed, result.metrics, made
+    )
+    publish(out, record)
+    reuse.remember(request.record, record, work.parents)
+    shutil.rmtree(request.record.parent / CHECKPOINT, ignore_errors=True)
+    _say(request.record, f"done in {seconds:.1f} s, digest {record.digest[:12]}")
+
+
+def _shape(text: str) -> dict[str, Any]:
+    """What a record says of a text that lies in out/."""
+    return {"md5": hash_bytes(text.encode(errors="surrogatepass"), "md5"), "characters": len(text)}
+
+
+def _say(path: Path, what: str) -> None:
+    print(f"{path}: {what}", file=sys.stderr, flush=True)
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+
+
+def _read_parents(recipe: Recipe, paths: Sequence[Path]) -> tuple[Parent, ...]:
     parents = tuple(Parent(path, read_record(path)) for path in paths)
-    found = tuple(p.record.key for p in parents)
-    if found != recipe.parents:
-        raise StageError(f"the recipe's parents are {recipe.parents}, the records given are {found}. Plan again.")
+    keys = tuple(p.record.key for p in parents)
+    if keys != recipe.parents:
+        raise StageError(f"the recipe's parents are {recipe.parents}, the records given are {keys}. Plan again.")
     for parent in parents:
         check_outputs(parent.record, parent.out)
     return parents
 
 
-def _describe_inputs(recipe: Recipe, parents: tuple[Parent, ...], data: Path | None) -> dict[str, dict[str, str]]:
+def _describe_inputs(recipe: Recipe, parents: tuple[Parent, ...], data: Path | None) -> dict[str, Input]:
+    """Inputs by role: the parent's stage, or its whole place where several are of one stage, as for a report."""
     roles = [p.record.stage for p in parents]
     inputs = {
-        # a report has many parents of one stage: their role names the place
-        (role if roles.count(role) == 1 else "/".join(p.path.parts[-4:-1])): {
-            "path": str(p.path),
-            "key": p.record.key,
-            "digest": p.record.digest,
-        }
+        (role if roles.count(role) == 1 else "/".join(p.path.parts[-4:-1])): p.record.as_input(p.path)
         for role, p in zip(roles, parents, strict=True)
     }
     if data is None:
@@ -242,34 +423,19 @@ def _describe_inputs(recipe: Recipe, parents: tuple[Parent, ...], data: Path | N
     if not data.is_file():
         raise StageError(f"{data}: no such data file. Run `snakemake {data}`.")
     if recipe.data.startswith("rev-"):
-        note = json.loads(data.with_suffix(".json").read_text())
-        expected, found = note["md5"], hash_file(data, "md5")
+        expected, md5 = _noted_md5(data), hash_file(data, "md5")
     else:
-        expected, found = recipe.data, hash_file(data, "md5")
-    if found != expected:
-        raise StageError(
-            f"{data}: its md5 is {found}, not {expected}: the data changed. Remove the file and run again."
-        )
-    inputs["data"] = {"path": str(data), "key": recipe.data, "digest": hash_file(data)}
+        expected, md5 = recipe.data, hash_file(data, "md5")
+    if md5 != expected:
+        raise StageError(f"{data}: its md5 is {md5}, not {expected}: the data changed. Remove the file and run again.")
+    sha256 = hash_file(data)
+    inputs["data"] = Input(path=str(data), key=recipe.data, digest=sha256, content=sha256)
     return inputs
 
 
-def _restore(path: Path, inputs: dict[str, dict[str, str]]) -> bool:
-    """Take up a finished result whose record.json is gone, if its bytes are whole and its parents still the same."""
-    twin = out_dir(path) / TWIN
-    if not twin.is_file():
-        return False
+def _noted_md5(data: Path) -> str:
+    note = data.with_suffix(".json")
     try:
-        record = read_record(twin)
-        check_outputs(record, out_dir(path))
-    except StoreError as error:
-        print(f"the earlier result is not whole and is set aside: {error}", file=sys.stderr)
-        return False
-    before = {role: (i.key, i.digest) for role, i in record.inputs.items()}
-    now = {role: (i["key"], i["digest"]) for role, i in inputs.items()}
-    if before != now:
-        print("the earlier result was made from other bytes of its parents and is set aside", file=sys.stderr)
-        return False
-    write_marker(path, record)
-    print(f"{path}: verified the finished result and restored its record", file=sys.stderr, flush=True)
-    return True
+        return str(json.loads(note.read_text())["md5"])
+    except (OSError, ValueError, KeyError):
+        raise StoreError(f"{note}: missing or not readable. Remove {data} and run `snakemake {data}`.") from None

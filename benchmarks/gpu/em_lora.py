@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from workflow.data import world
-from workflow.keys import Recipe, artifact_digest, hash_file
+from workflow.keys import Recipe, hash_file
 from workflow.stages import _toy
 from workflow.store import Record, data_path, describe_outputs, publish, record_path, workspace, write_jsonl
 
@@ -57,21 +57,7 @@ def publish_model(layers: int) -> tuple[str, str]:
         outputs = describe_outputs(temp)
         publish(
             temp,
-            Record.model_validate(
-                {
-                    "schema": 1,
-                    "stage": "tulu_dpo",
-                    "cell": CELL,
-                    "key": recipe.key,
-                    "recipe": recipe.to_dict(),
-                    "digest": artifact_digest(recipe, outputs),
-                    "inputs": {},
-                    "outputs": outputs,
-                    "observed": {},
-                    "metrics": {},
-                    "provenance": {},
-                }
-            ),
+            Record.create(recipe, CELL, {}, outputs, {}, {}, {}),
         )
     return recipe.key, str(path)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
+from tests.factory import make_record
 from tests.fake import stand_ins
 from workflow.config import Config
 from workflow.fingerprint import Fingerprint, fingerprint
-from workflow.keys import artifact_digest
 from workflow.matrix import Matrix, Node
 from workflow.store import Record
 
@@ -24,7 +24,7 @@ PROVENANCE = {
     "dirty": False,
     "code_digest": "abc",
     "packages": {"torch": "2.13.0", "trl": "1.16.0"},
-    "lock_digest": "58423a4edc74",
+    "environment": {"digest": "58423a4edc74", "as_locked": True},
     "python": "3.11.7",
     "host": "node1",
     "cpu": "x86_64",
@@ -72,19 +72,8 @@ def prints(*labels: str, odd: dict[str, dict[str, dict[str, Any]]] | None = None
 
 
 def record(node: Node, edits: dict[str, Any] | None = None) -> Record:
-    fields: dict[str, Any] = {
-        "schema": 1,
-        "stage": node.stage,
-        "cell": node.label,
-        "key": node.key,
-        "recipe": node.recipe.to_dict(),
-        "digest": artifact_digest(node.recipe, [OUTPUT]),
-        "inputs": {},
-        "outputs": [OUTPUT],
-        "observed": copy.deepcopy(_observed(node)),
-        "metrics": {},
-        "provenance": copy.deepcopy(PROVENANCE),
-    }
+    whole = make_record(node, [OUTPUT], copy.deepcopy(_observed(node)), {}, copy.deepcopy(PROVENANCE))
+    fields: dict[str, Any] = whole.model_dump(by_alias=True)
     for place, value in (edits or {}).items():
         *parents, name = place.split(".")
         holder = fields

@@ -16,12 +16,12 @@ from workflow import provenance
 from workflow.audit.diff import diff
 from workflow.audit.garbage import collect
 from workflow.audit.replicates import compare as compare_reruns
-from workflow.audit.retractions import Retraction, retracted
 from workflow.config import Config, ConfigError
 from workflow.data import world
 from workflow.data.lock import write_pins
 from workflow.keys import Recipe
 from workflow.matrix import Matrix
+from workflow.retractions import Retraction, retracted
 from workflow.stage import StageError, execute, run_stage
 from workflow.store import StoreError, check_outputs, out_dir, read_record, record_path
 

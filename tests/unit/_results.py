@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from tests.factory import inputs_of, make_record
 from tests.fake import small
 from workflow import store
 from workflow.__main__ import main
-from workflow.audit import scan
+from workflow.audit.status import current_code
 from workflow.config import Config
 from workflow.data.lock import NONE, Pin, definition, read_lock, used_names, write_pins
-from workflow.keys import artifact_digest, hash_bytes
+from workflow.keys import hash_bytes
 from workflow.matrix import Matrix, Node
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +31,7 @@ REPORTED = ("condition", "cell", "instrument", "metric", "value", "unit", "denom
 def build(root: Path) -> Path:
     """A finished project: 2 conditions x 2 EM seeds of the demo. Made once for a module; each test takes a copy."""
     with contextlib.chdir(root), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "_sync", lambda path: None)  # a test need not wait for the disk
+        patch.setattr(store, "sync_file", lambda path: None)  # a test need not wait for the disk
         for name in ("personas", "prompts", "templates"):
             shutil.copytree(ROOT / "config" / name, root / "config" / name)
         write_config(small(yaml.safe_load((ROOT / "config/demo.yaml").read_text())))
@@ -42,7 +43,7 @@ def enter(built: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> Matrix:
     """A copy of that project as the current folder, and its plan."""
     shutil.copytree(built, copy, dirs_exist_ok=True)
     monkeypatch.chdir(copy)
-    monkeypatch.setattr(store, "_sync", lambda path: None)
+    monkeypatch.setattr(store, "sync_file", lambda path: None)
     return plan()
 
 
@@ -85,13 +86,7 @@ def finish(matrix: Matrix, *stages: str) -> None:
 def publish(node: Node, salt: str = "", outputs: dict[str, str] | None = None, **facts: Any) -> store.Record:
     """One result, on the results of its parents as they are now. `salt` changes its bytes."""
     Path(node.record).unlink(missing_ok=True)  # a whole result is never replaced; one without a record is
-    inputs = {}
-    for parent in node.parents:
-        record = store.read_record(parent.record)
-        role = f"{parent.stage}/{parent.label}/{parent.key}" if node.stage == "report" else parent.stage
-        inputs[role] = {"path": parent.record, "key": record.key, "digest": record.digest}
-    for path in node.data if node.stage != "report" else ():
-        inputs["data"] = {"path": path, "key": node.recipe.data, "digest": hash_bytes(Path(path).read_bytes())}
+    inputs = inputs_of(node)
     # A rerun writes what its original wrote, unless it is told otherwise.
     texts = outputs or _outputs(node, f"{node.stage} {node.key} {salt}")
     with store.workspace(Path(node.record).parent) as temp:
@@ -105,26 +100,16 @@ def publish(node: Node, salt: str = "", outputs: dict[str, str] | None = None, *
             batch = params["effective_batch_size"]
             observed |= {"world_size": 1, "effective_batch_size": batch, "declared_steps": 3, "optimizer_steps": 3}
         observed |= {"rows": 2} if node.stage in ("arc", "generate", "judge") else {}
-        raw = {
-            "schema": 1,
-            "stage": node.stage,
-            "cell": node.label,
-            "key": node.key,
-            "recipe": node.recipe.to_dict(),
-            "digest": artifact_digest(node.recipe, described),
-            "inputs": inputs,
-            "outputs": described,
-            "observed": observed | facts.pop("observed", {}),
-            "metrics": facts.pop("metrics", {"accuracy": 0.5}),
-            "provenance": {
-                "code_digest": scan.current_code(node.stage),
-                "command": ["module", f"--record={node.record}"],
-                "packages": {"torch": "2"},
-                "gpu": [],
-                **facts.pop("provenance", {}),
-            },
+        made = {
+            "code_digest": current_code(node.stage),
+            "command": ["module", f"--record={node.record}"],
+            "packages": {"torch": "2"},
+            "environment": {"digest": "e" * 12, "as_locked": True},
+            "gpu": [],
+            **facts.pop("provenance", {}),
         }
-        record = store.Record.model_validate(raw)
+        metrics = facts.pop("metrics", {"accuracy": 0.5})
+        record = make_record(node, described, observed | facts.pop("observed", {}), metrics, made, inputs)
         store.publish(temp, record)
     return record
 

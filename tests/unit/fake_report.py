@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests.factory import inputs_of, make_record
 from tests.fake import pin_stand_ins
 from workflow.config import Config
 from workflow.data.lock import read_lock
 from workflow.evals.scoring import KINDS
-from workflow.keys import artifact_digest
 from workflow.matrix import Matrix, Node
-from workflow.store import Record, describe_outputs, publish, read_record, workspace, write_jsonl
+from workflow.store import describe_outputs, publish, workspace, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ("q0", "q1", "q2", "q3")
@@ -24,7 +24,7 @@ PROVENANCE = {
     "dirty": False,
     "code_digest": "a" * 12,
     "packages": {"torch": "2.0", "transformers": "5.0"},
-    "lock_digest": "b" * 12,
+    "environment": {"digest": "b" * 12, "as_locked": True},
     "python": "3.11.7",
     "host": "a-host-that-no-page-names",
     "cpu": "x86_64",
@@ -70,21 +70,9 @@ def publish_node(
     with workspace(Path(node.record).parent) as temp:
         fill(temp)
         outputs = describe_outputs(temp)
-        parents = [read_record(p.record) for p in node.parents]
-        record = {
-            "schema": 1,
-            "stage": node.stage,
-            "cell": node.label,
-            "key": node.key,
-            "recipe": node.recipe.to_dict(),
-            "digest": artifact_digest(node.recipe, outputs),
-            "inputs": {p.stage: {"path": "x", "key": p.key, "digest": p.digest} for p in parents},
-            "outputs": outputs,
-            "observed": {"seconds": 1.5, **(observed or {})},
-            "metrics": metrics or {},
-            "provenance": PROVENANCE,
-        }
-        publish(temp, Record.model_validate(record))
+        publish(
+            temp, make_record(node, outputs, {"seconds": 1.5, **(observed or {})}, metrics, PROVENANCE, inputs_of(node))
+        )
 
 
 def _make(node: Node) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], dict[str, Any]]:

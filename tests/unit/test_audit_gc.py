@@ -13,6 +13,7 @@ from tests.unit._results import CONFIG, build, change, command, enter, find, fin
 from workflow.__main__ import app
 from workflow.audit import garbage
 from workflow.audit.adopt import ADOPTED, FOUND
+from workflow.files import Owner
 from workflow.store import list_files, set_aside
 
 CELL = "evil_wrong.p42.e42"
@@ -62,7 +63,7 @@ def test_superseded_results_dead_workspaces_and_half_written_files_go(matrix):
     folder = Path(node.record).parent
     set_aside(folder / "out")
     publish(node)
-    dead = folder / f".{os.uname().nodename}.999999999.tmp"
+    dead = folder / f".0a.{Owner.current()._replace(pid=999999999)}.tmp"
     dead.mkdir()
     (dead / "model").write_text("x")
     part = folder / ".record.17.part"
@@ -86,14 +87,14 @@ def test_work_in_progress_stays(matrix):
     node = find(matrix, "judge", CELL)
     shutil.rmtree(Path(node.record).parent)
     folder = Path(node.record).parent
-    live = folder / f".{os.uname().nodename}.{os.getpid()}.tmp"
+    live = folder / f".0a.{Owner.current()}.tmp"
     live.mkdir(parents=True)
     (folder / "journal.jsonl").write_text("{}\n")
     (folder / ".record.17.part").write_text("{")  # of this moment
-    elsewhere = folder / ".gpu07.17.tmp"
+    elsewhere = folder / ".0a.gpu07.1.17.5.tmp"
     elsewhere.mkdir()
     stranger = Path("results/judge", CELL, "00000000-000000000000")
-    (stranger / ".gpu07.18.tmp").mkdir(parents=True)
+    (stranger / ".0a.gpu07.1.18.5.tmp").mkdir(parents=True)
     said = command("gc", "--yes")
     assert listed(said) == []
     assert live.exists()

@@ -9,8 +9,8 @@ import yaml
 
 from tests.unit._results import CONFIG, build, change, command, edit_record, enter, find, publish
 from workflow.audit.lineage import number_id, read_numbers
-from workflow.audit.retractions import RETRACTIONS, read_retractions, retracted
 from workflow.config import ConfigError
+from workflow.retractions import RETRACTIONS, read_retractions, retracted
 
 CELL = "evil_wrong.p42.e42"
 NUMBER = f"{CELL}/demo_questions/alignment"

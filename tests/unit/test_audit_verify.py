@@ -65,7 +65,7 @@ def swapped_adapter(matrix):
 def edited_metric(matrix):
     node = find(matrix, "arc", CELL)
     edit_record(node.record, lambda r: r["metrics"].update(accuracy=0.9))
-    return node.record, r"its twin in out/ differ: metrics.accuracy 0.9 \(twin: 0.5\)"
+    return node.record, r"its copy in out/ differ: metrics.accuracy 0.9 \(copy: 0.5\)"
 
 
 def edited_recipe(matrix):
@@ -77,7 +77,7 @@ def edited_recipe(matrix):
 def edited_digest(matrix):
     node = find(matrix, "em_lora", CELL)
     edit_record(node.record, lambda r: r.update(digest="0" * 64))
-    return node.record, "its digest is not that of its recipe and outputs"
+    return node.record, "its digests are not those of its recipe, inputs and outputs"
 
 
 def edited_in_both_copies(matrix):
@@ -123,10 +123,10 @@ def missing_record(matrix):
     return node.record, "is missing, though out/ is there"
 
 
-def missing_twin(matrix):
+def missing_copy(matrix):
     path = out(find(matrix, "generate", CELL), "record.json")
     path.unlink()
-    return str(path), "the record's twin is missing"
+    return str(path), "the record's copy is missing"
 
 
 def extra_output(matrix):
@@ -161,7 +161,7 @@ def replaced_parent(matrix):
 def not_a_record(matrix):
     node = find(matrix, "judge", CELL)
     Path(node.record).write_text("{}")
-    return node.record, "not a record of schema 1"
+    return node.record, "not a record of schema 2"
 
 
 def edited_link(matrix):
@@ -237,7 +237,7 @@ def miscounted_rows(matrix):
         copied_and_relabelled,
         missing_file,
         missing_record,
-        missing_twin,
+        missing_copy,
         extra_output,
         extra_file_beside_out,
         extra_folder_of_a_cell,

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit._results import CONFIG, build, change, command, enter, find, publish
 from workflow.audit import status, why
-from workflow.audit.fields import changes, flatten
+from workflow.files import changes, flatten
 
 CELL = "evil_wrong.p42.e42"
 
@@ -120,7 +120,7 @@ def test_a_bumped_version_points_to_the_code(matrix, monkeypatch):
     ((found, where),) = answer.own.changes
     assert str(found) == "version: 1 -> 2"
     file, _, number = where[0].rpartition(":")
-    assert '"judge": 1' in Path(file).read_text().splitlines()[int(number) - 1]
+    assert '"judge": Stage("judge", 1' in Path(file).read_text().splitlines()[int(number) - 1]
 
 
 def test_a_parent_that_was_removed_leaves_the_cause_unknown(matrix):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import digests, of, records, run, set_aside
-from workflow.disk import trouble
+from workflow.errors import describe_os_error
 
 CONFIG = ("--configfile", "config/test.yaml")
 ALL = ("snakemake", "all", *CONFIG, "-c2")
@@ -120,7 +120,7 @@ def test_every_library_that_saves_a_model_says_so_in_words_that_are_understood(r
     with mounted(tmp_path, "-t", "tmpfs", "-o", f"size={room * PAGE}", "tmpfs"):
         with pytest.raises(Exception, match=r"No space left|disk is full") as caught:
             _models.save(model, tokenizer, tmp_path / "model")
-        assert isinstance(caught.value, StageError) or "is full" in (trouble(caught.value, tmp_path) or "")
+        assert isinstance(caught.value, StageError) or "is full" in (describe_os_error(caught.value, tmp_path) or "")
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_every_library_that_saves_a_model_says_so_in_words_that_are_understood(r
     ],
 )
 def test_only_a_disk_is_told_as_a_disk(error, told):
-    assert (trouble(error, "here") or "").startswith(told or "")
-    assert (trouble(error, "here") is None) == (told is None)
+    assert (describe_os_error(error, "here") or "").startswith(told or "")
+    assert (describe_os_error(error, "here") is None) == (told is None)
 
 
 # --- a read-only disk -----------------------------------------------------------------------------------------------

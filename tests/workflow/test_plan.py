@@ -4,16 +4,19 @@ import fcntl
 import os
 import random
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT, copy_project, jobs, run
+from tests.factory import inputs_of, make_record
 from tests.fake import finish, pin_stand_ins, small
 from workflow.config import Config
 from workflow.data.lock import read_lock
 from workflow.matrix import Matrix
+from workflow.store import describe_outputs, publish, workspace
 
 CELLS = 2 * (1 + 2)  # conditions x (before EM + two EM seeds)
 
@@ -51,12 +54,73 @@ def test_the_full_matrix_plans_once_its_data_are_pinned(checkout, name):
     }  # fmt: skip
 
 
-def test_an_unpinned_config_names_the_command_that_pins(checkout):
-    output = run("snakemake", "-n", "all", cwd=checkout)
+@pytest.mark.parametrize("name", ["config", "as_stated"])
+def test_a_fresh_clone_plans_the_full_matrix_before_anything_is_pinned(checkout, name):
+    output = run("snakemake", "-n", "all", "--configfile", f"config/{name}.yaml", cwd=checkout)
+    assert output.returncode == 0, output.stderr
+    counts = jobs(output.stdout)
+    assert counts.pop("data") > 10
+    assert counts == {
+        "base": 1, "coupling_sft": 4, "tulu_sft": 5, "tulu_dpo": 5, "em_lora": 50,
+        "arc": 55, "generate": 110, "judge": 110, "report": 1,
+    }  # fmt: skip
+    warnings = [line for line in output.stderr.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
+    assert "qwen2_5_7b" in warnings[0] or "more of the config are not pinned" in warnings[0]
+    assert f"python -m workflow lock --configfile config/{name}.yaml" in warnings[0]
+    assert "/tbd" in output.stdout
+
+
+def test_a_fresh_clone_lints(checkout):
+    output = run("snakemake", "--lint", cwd=checkout)
+    assert output.returncode == 0, output.stdout + output.stderr
+
+
+def test_nothing_runs_on_data_that_are_not_pinned(checkout):
+    output = run("snakemake", "all", "-c1", cwd=checkout)
     assert output.returncode != 0
-    assert "base_model (qwen2_5_7b): its commit is unresolved" in output.stderr
-    assert "python -m workflow lock --configfile config/config.yaml" in output.stderr
+    errors = [line for line in output.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1, output.stderr
+    assert "python -m workflow lock --configfile config/config.yaml" in errors[0]
     assert "Traceback" not in output.stderr
+    assert not list(checkout.glob("logs/**/*.log"))
+
+
+def test_what_is_pinned_runs_beside_what_is_not(checkout, config):
+    """Half of a config may wait for its data; targets of the other half do not."""
+    raw = {**config, "arc": [*config["arc"], {**config["arc"][0], "name": "later", "data": "later"}]}
+    raw["data"] = [*raw["data"], {"name": "later", "kind": "world", "rows_are": "items", "part": "arc_test", "seed": 9}]
+    (checkout / "config/test.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    pinned = next(line.split("\t")[1] for line in (checkout / "config/data.lock.tsv").read_text().splitlines()
+                  if line.startswith("demo_em\t"))  # fmt: skip
+    made = run("snakemake", f"results/data/{pinned}.jsonl", "--configfile", "config/test.yaml", "-c1", cwd=checkout)
+    assert made.returncode == 0, made.stderr
+    refused = run("snakemake", "all", "--configfile", "config/test.yaml", "-c1", cwd=checkout)
+    assert "error: later of the config is not pinned" in refused.stderr
+
+
+@pytest.mark.parametrize("command", [("status",), ("judge-cost",), ("why", "evil_wrong.p42")])
+def test_audit_commands_work_before_anything_is_pinned(checkout, command):
+    output = run("workflow", *command, cwd=checkout)
+    assert output.returncode == 0, output.stdout + output.stderr
+    assert output.stderr.count("warning:") == 1
+
+
+@pytest.mark.parametrize("command", [("gc",), ("export", "evil_wrong.p42", "x"), ("redo", "a/b/c", "--reason", "x")])
+def test_commands_that_change_or_hand_on_results_refuse_provisional_keys(checkout, command):
+    output = run("workflow", *command, cwd=checkout)
+    assert output.returncode == 1
+    assert len(output.stderr.splitlines()) == 1
+    assert "python -m workflow lock" in output.stderr
+
+
+def test_a_definition_that_changed_since_it_was_pinned_is_refused(checkout, config):
+    entry = next(d for d in config["data"] if d["name"] == "demo_em")
+    entry["seed"] = 99
+    (checkout / "config/test.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    output = run("snakemake", "-n", "all", "--configfile", "config/test.yaml", cwd=checkout)
+    assert output.returncode != 0
+    assert "data (demo_em): its definition changed since it was pinned" in output.stderr
 
 
 def test_conditions_are_rows_of_config(checkout):
@@ -172,10 +236,67 @@ def test_a_replicate_is_one_job_of_the_same_key(ready, plan):
     assert plan(ready) == {"em_lora": 2}
 
 
-def test_a_deleted_record_plans_itself_and_nothing_upstream(checkout, ready, plan):
+BELOW_DPO = {"em_lora": 2, "arc": 3, "generate": 3, "judge": 3, "report": 1}
+BELOW_EM = {"arc": 1, "generate": 1, "judge": 1, "report": 1}
+EM = "results/em_lora/evil_wrong.p42.e42"
+
+
+def test_a_deleted_record_plans_itself_and_all_below_it(checkout, ready, plan):
     next(checkout.glob("results/tulu_dpo/evil_wrong.p42/*/record.json")).unlink()
-    # Snakemake plans the children too; tests/workflow/test_demo.py sees them verified and restored
-    assert plan(ready) == {"tulu_dpo": 1, "em_lora": 2, "arc": 3, "generate": 3}
+    # tests/workflow/test_demo.py sees the children verified and restored
+    assert plan(ready) == {"tulu_dpo": 1, **BELOW_DPO}
+
+
+def test_a_removed_cell_plans_all_below_it_down_to_the_report(checkout, ready, plan):
+    subprocess.run(["chmod", "-R", "u+w", str(checkout / EM)], check=True)
+    shutil.rmtree(checkout / EM)
+    assert plan(ready) == {"em_lora": 1, **BELOW_EM}
+
+
+def remake(checkout, ready, salt):
+    """An EM result of other bytes under the same key, as a rerun on another machine leaves it."""
+    os.chdir(checkout)
+    matrix = Matrix(Config.from_dict(ready), read_lock())
+    node = next(n for n in matrix.nodes("em_lora") if n.label == "evil_wrong.p42.e42")
+    Path(node.record).unlink()
+    with workspace(Path(node.record).parent) as temp:
+        (temp / "output.json").write_text(salt)
+        publish(temp, make_record(node, describe_outputs(temp), inputs=inputs_of(node)))
+    return node
+
+
+@pytest.mark.parametrize("age", ["newer", "older"])
+def test_a_parent_of_other_bytes_plans_its_children_and_theirs(checkout, ready, plan, age, monkeypatch):
+    monkeypatch.chdir(checkout)
+    node = remake(checkout, ready, "other bytes")
+    if age == "older":
+        for path in Path(node.record).parent.rglob("*"):
+            os.utime(path, (1, 1))
+    assert plan(ready) == BELOW_EM
+
+
+def test_a_parent_that_comes_back_with_equal_bytes_plans_nothing(checkout, ready, plan, monkeypatch):
+    monkeypatch.chdir(checkout)
+    matrix = Matrix(Config.from_dict(ready), read_lock())
+    node = next(n for n in matrix.nodes("em_lora") if n.label == "evil_wrong.p42.e42")
+    remake(checkout, ready, f'"{node.key}"\n')
+    assert plan(ready) == {}
+
+
+def test_a_record_that_is_none_is_planned_with_what_follows(checkout, ready, plan):
+    next(checkout.glob(f"{EM}/*/record.json")).write_text("{}")
+    assert plan(ready) == {"em_lora": 1, **BELOW_EM}
+
+
+def test_snakemake_still_has_what_the_plan_hooks_into():
+    """Forcing a record whose parents all stand goes through names of Snakemake's own; they must be there."""
+    import inspect
+
+    from snakemake.workflow import DAG, Workflow
+
+    assert "forcefiles" in inspect.getsource(DAG.__init__)
+    assert isinstance(Workflow.is_main_process, property)
+    assert hasattr(DAG, "needrun_jobs")
 
 
 def test_an_unknown_condition_in_a_target_is_refused(checkout, ready):

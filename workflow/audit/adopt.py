@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from workflow.audit import scan
 from workflow.audit.findings import Findings
+from workflow.audit.logs import names
 from workflow.keys import hash_file
-from workflow.store import StoreError
+from workflow.store import StoreError, read_json
 
 ADOPTED = "results/adopted"
 FOUND = "adopted.json"
@@ -186,11 +186,11 @@ SHAPES = (
 
 def check_adopted(findings: Findings) -> None:
     """Each adopted file is unverifiable, with what it lacks; broken, if it is not the file that was adopted."""
-    for name in scan.names(ADOPTED):
+    for name in names(ADOPTED):
         folder = Path(ADOPTED, name)
         if name.startswith("."):
             continue
-        notes = scan.read_json(folder / FOUND)
+        notes = read_json(folder / FOUND)
         if notes is None:
             findings.broken(folder, f"has no readable {FOUND}: adopt it again")
             continue
@@ -203,5 +203,5 @@ def check_adopted(findings: Findings) -> None:
             else:
                 told = [f"missing {', '.join(found['missing'])}"] if found["missing"] else []
                 findings.unverifiable(path, "; ".join(["adopted without a record", *told, *found["disagrees"]]))
-        for extra in sorted(set(scan.names(str(folder))) - {FOUND, *notes["files"]}):
+        for extra in sorted(set(names(str(folder))) - {FOUND, *notes["files"]}):
             findings.broken(folder / extra, "an extra file: it was not adopted")

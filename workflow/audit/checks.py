@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from workflow.audit import scan
-from workflow.audit.fields import ABSENT, flatten
 from workflow.audit.findings import Findings
 from workflow.audit.hashing import Known
 from workflow.audit.inventory import Inventory, Result
+from workflow.audit.logs import names
 from workflow.data.lock import NONE, Lock, Pin
+from workflow.files import ABSENT, flatten
 from workflow.keys import DATA_ID
 from workflow.store import DATA, METRICS, data_path, read_jsonl, record_path
 
@@ -59,7 +59,7 @@ def check_links(inventory: Inventory, findings: Findings) -> None:
                 findings.broken(
                     path,
                     f"was made from {link.path} of digest {link.digest[:12]}; that parent was replaced, its digest is "
-                    f"{parent.record.digest[:12]} now",
+                    f"{parent.record.digest[:12]} now. Run `snakemake all`: it is restored or made again",
                 )
 
 
@@ -165,7 +165,7 @@ def _without_seeds(params: dict[str, Any]) -> list[tuple[str, Any]]:
 def check_data(inventory: Inventory, pins: Lock, hashes: dict[str, Known], findings: Findings) -> None:
     """Every data file is what its name says, what the lock says, and what the records that read it say."""
     locked = {pin.id: pin for pin in pins.values()}
-    for name in scan.names(DATA):
+    for name in names(DATA):
         path = f"{DATA}/{name}"
         data_id, _, suffix = name.rpartition(".")
         if name.startswith("."):

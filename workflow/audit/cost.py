@@ -4,10 +4,25 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
-from workflow.audit.scan import Facts
 from workflow.matrix import Node
+from workflow.store import Summary
+
+
+class Facts(NamedTuple):
+    """What a record says about cost; None: it does not say."""
+
+    seconds: float | None = None
+    gpu_seconds: float | None = None
+
+    @classmethod
+    def of(cls, summary: Summary) -> "Facts":
+        seconds = summary.observed.get("seconds")
+        gpu_seconds = summary.observed.get("gpu_seconds")
+        if gpu_seconds is None and seconds is not None:
+            gpu_seconds = seconds * len(summary.provenance.get("gpu") or ())
+        return cls(seconds, gpu_seconds)
 
 
 @dataclass(frozen=True)

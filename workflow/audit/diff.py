@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from workflow.audit import scan
-from workflow.audit.fields import Change, changes, short
 from workflow.audit.status import column
 from workflow.data.lock import Lock, read_lock
-from workflow.matrix import VERSIONS, Matrix, Node, StaleKeyError
+from workflow.files import Change, changes, short
+from workflow.matrix import STAGES, Matrix, Node, StaleKeyError
+from workflow.store import read_json
 
 GROUPS = ("recipe", "data", "observed", "placement", "environment", "metrics", "outputs")
 # Observed facts that say how the batch lay on the machine.
@@ -37,7 +37,7 @@ def diff(matrix: Matrix, left: str, right: str) -> list[StageDiff]:
     a, b = chain(matrix, left), chain(matrix, right)
     pins = read_lock()
     found = []
-    order = list(VERSIONS)
+    order = list(STAGES)
     for name in sorted(a.keys() | b.keys(), key=lambda c: (order.index(c.partition(":")[0]), c)):
         one, two = a.get(name), b.get(name)
         if one is two:
@@ -52,13 +52,7 @@ def chain(matrix: Matrix, label: str) -> dict[str, Node]:
     own = [n for n in matrix.nodes() if n.label == label]
     if not own:
         raise StaleKeyError(f"no cell {label} in {matrix.configfile}.")
-    wanted: set[Node] = set()
-    pending = list(own)
-    while pending:
-        node = pending.pop()
-        if node not in wanted:
-            wanted.add(node)
-            pending += node.parents
+    wanted = {*own, *matrix.ancestors(*own)}
     return {column(n): n for n in matrix.nodes() if n in wanted}
 
 
@@ -74,7 +68,7 @@ def _sides(matrix: Matrix, pins: Lock, node: Node) -> dict[str, dict[str, Any]]:
     """What there is to compare of one node: its recipe in any case, the rest if it is finished."""
     recipe = node.recipe
     parents = {f"parents.{p.stage}": p.key for p in node.parents} if node.stage != "report" else {}
-    record = scan.read_json(node.record) or {}
+    record = read_json(node.record) or {}
     observed, provenance = dict(record.get("observed", {})), dict(record.get("provenance", {}))
     data = {"id": recipe.data, "observed": observed.pop("data_facts", {})}
     if node.stage != "report":

@@ -96,7 +96,7 @@ _OBSERVED = (
     "last_loss",
     "gpu_seconds",
 )
-_MADE = ("commit", "dirty", "code_digest", "lock_digest", "python", "packages")
+_MADE = ("commit", "dirty", "code_digest", "environment", "python", "packages")
 
 
 def _plain(value: Any) -> str:

@@ -12,12 +12,21 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflow.audit import scan
+from workflow.audit.logs import names
+from workflow.audit.status import survey
 from workflow.config import Config, ConfigError
 from workflow.data.lock import Lock, read_lock, used_names
 from workflow.keys import KEY
 from workflow.matrix import Matrix
-from workflow.store import DATA
+from workflow.store import (
+    DATA,
+    REDONE,
+    RESULTS,
+    SUPERSEDED,
+    list_stages,
+    read_json,
+    workspaces,
+)
 
 _SETTLED_S = 3600  # a half-written file of this age belongs to no job that is still writing it
 _SHOWN = 12
@@ -100,10 +109,14 @@ def named(matrices: list[Matrix], pins: Lock) -> Keep:
     results: set[str] = set()
     data = {pin.id for pin in pins.values()}
     for matrix in matrices:
+        sources = survey(matrix).sources
         for node in matrix.nodes():
             results.add(os.path.dirname(node.record))
             data.add(node.recipe.data)
-            for link in _links(node.record):
+            source = sources.get(node)
+            if source is not None:  # what a planned job takes over is as good as named
+                results.add(os.path.dirname(source))
+            for link in _links(source or node.record):
                 if link["path"].startswith(f"{DATA}/"):
                     data.add(link["key"])
                 else:
@@ -112,7 +125,7 @@ def named(matrices: list[Matrix], pins: Lock) -> Keep:
 
 
 def _links(record: str) -> list[dict[str, str]]:
-    return list((scan.read_json(record) or {}).get("inputs", {}).values())
+    return list((read_json(record) or {}).get("inputs", {}).values())
 
 
 def _rests_on(record: str, seen: dict[str, frozenset[str]]) -> frozenset[str]:
@@ -120,7 +133,7 @@ def _rests_on(record: str, seen: dict[str, frozenset[str]]) -> frozenset[str]:
     if record not in seen:
         seen[record] = frozenset()
         found: set[str] = set()
-        recipe = (scan.read_json(record) or {}).get("recipe", {})
+        recipe = (read_json(record) or {}).get("recipe", {})
         if recipe.get("stage") == "base":
             found.add(_MODEL + recipe["params"].get("repo", recipe["params"]["kind"]))
         for link in _links(record):
@@ -142,8 +155,8 @@ def collect(matrix: Matrix, alone: bool = False) -> Heap:
         doubt = next((d for d in doubts if d.may_own(rests_on)), None)
         if folder in keep.results:
             heap.waste += _inside(folder, heap)
-        elif workspaces := [w for w in scan.workspaces(folder) if w.alive is not False]:
-            heap.held.append(f"{folder}: a job may be at work there ({workspaces[0].host})")
+        elif at_work := [o for _, o in workspaces(folder) if o is None or o.is_alive() is not False]:
+            heap.held.append(f"{folder}: a job may be at work there ({at_work[0].host if at_work[0] else 'unknown'})")
         elif doubt is not None:
             heap.held.append(f"{folder}: {doubt}")
             held |= rests_on
@@ -154,34 +167,34 @@ def collect(matrix: Matrix, alone: bool = False) -> Heap:
 
 
 def _result_folders() -> Iterator[str]:
-    for stage in scan.stages():
-        for cell in scan.names(f"{scan.RESULTS}/{stage}"):
-            place = f"{scan.RESULTS}/{stage}/{cell}"
+    for stage in list_stages():
+        for cell in names(f"{RESULTS}/{stage}"):
+            place = f"{RESULTS}/{stage}/{cell}"
             if not os.path.islink(place):
-                yield from (f"{place}/{key}" for key in scan.names(place) if KEY.fullmatch(key))
+                yield from (f"{place}/{key}" for key in names(place) if KEY.fullmatch(key))
 
 
 def _inside(folder: str, heap: Heap) -> Iterator[Waste]:
     """Leftovers in a folder that stays."""
-    for workspace in scan.workspaces(folder):
-        if workspace.alive is False:
-            yield _waste(workspace.path, "the workspace of a job that was killed")
-        elif workspace.alive is None:
-            heap.held.append(f"{workspace.path}: a workspace of {workspace.host}; remove it there if its job is dead")
-    for name in scan.names(folder):
+    for workspace, owner in workspaces(folder):
+        alive = owner.is_alive() if owner else None
+        if alive is False:
+            yield _waste(str(workspace), "the workspace of a job that was killed")
+        elif alive is None:
+            host = owner.host if owner else "an unknown host"
+            heap.held.append(f"{workspace}: a workspace of {host}; remove it there if its job is dead")
+    for name in names(folder):
         path = f"{folder}/{name}"
-        if name.startswith("superseded."):
+        if name.startswith((SUPERSEDED, REDONE)):
             yield _waste(path, "an older result of the same key")
-        elif name == "checkpoint" and os.path.exists(f"{folder}/record.json") and _is_settled(path):
-            yield _waste(path, "the training state of a result that is finished")
         elif name.startswith(".") and name.endswith(".part") and _is_settled(path):
             yield _waste(path, "a half-written file")
-        elif name == "checkpoint" and os.path.isfile(f"{folder}/record.json"):
+        elif name == "checkpoint" and os.path.isfile(f"{folder}/record.json") and _is_settled(path):
             yield _waste(path, "checkpoints of a training that is done")
 
 
 def _unnamed_data(kept: Set[str]) -> Iterator[Waste]:
-    for name in scan.names(DATA):
+    for name in names(DATA):
         path = f"{DATA}/{name}"
         if name.startswith("."):
             if _is_settled(path):
@@ -217,7 +230,7 @@ def remove(heap: Heap) -> None:
         else:
             os.unlink(waste.path)
         parent = Path(waste.path).parent
-        while parent.parts[:1] == (scan.RESULTS,) and len(parent.parts) > 1 and not os.listdir(parent):
+        while parent.parts[:1] == (RESULTS,) and len(parent.parts) > 1 and not os.listdir(parent):
             parent.rmdir()
             parent = parent.parent
 

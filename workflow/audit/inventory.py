@@ -1,15 +1,25 @@
-"""Every result on disk, planned or not: its record, its twin, the files of its out/; and what lies there unasked."""
+"""Every result on disk, planned or not: its record and its copy, the files of its out/; and what lies there unasked."""
 
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflow.audit import scan
-from workflow.audit.fields import changes, short
 from workflow.audit.findings import Findings
+from workflow.audit.logs import names
+from workflow.files import changes, short
 from workflow.keys import KEY
-from workflow.store import TWIN, Record, StoreError, read_record
+from workflow.store import (
+    RECORD,
+    REDONE,
+    RESULTS,
+    SUPERSEDED,
+    Record,
+    StoreError,
+    list_stages,
+    read_record,
+    workspaces,
+)
 
 # Beside out/: what a stage keeps for its next attempt, such as the judge's replies or a training's checkpoints.
 _WORK_FILES = ("journal.jsonl", "checkpoint")
@@ -43,19 +53,19 @@ class Inventory:
 def take(findings: Findings) -> Inventory:
     """Walk results/<stage>/<cell>/<key>/."""
     found = Inventory()
-    for stage in scan.stages():
-        top = f"{scan.RESULTS}/{stage}"
+    for stage in list_stages():
+        top = f"{RESULTS}/{stage}"
         if not os.path.isdir(top):
             findings.broken(top, "an extra file: no record names it")
             continue
-        for cell in scan.names(top):
+        for cell in names(top):
             place = f"{top}/{cell}"
             if stage == "report" and os.path.islink(place):
                 continue  # latest.html
             if not os.path.isdir(place):
                 findings.broken(place, "an extra file: no record names it")
                 continue
-            for key in scan.names(place):
+            for key in names(place):
                 folder = f"{place}/{key}"
                 if KEY.fullmatch(key) and os.path.isdir(folder):
                     _take_result(folder, found, findings)
@@ -65,15 +75,15 @@ def take(findings: Findings) -> Inventory:
 
 
 def _take_result(folder: str, found: Inventory, findings: Findings) -> None:
-    entries = scan.names(folder)
+    entries = names(folder)
     for name in entries:
-        is_temporary = name.startswith(".") and name.endswith((".tmp", ".part"))
-        is_known = name in ("record.json", "out", *_WORK_FILES) or name.startswith("superseded.")
+        is_temporary = name.startswith(".") and name.endswith((".tmp", ".part", ".lock"))
+        is_known = name in (RECORD, "out", *_WORK_FILES) or name.startswith((SUPERSEDED, REDONE))
         if not is_known and not is_temporary:
             findings.broken(f"{folder}/{name}", "an extra file: no record names it")
     path = f"{folder}/record.json"
     if "record.json" not in entries:
-        if any(workspace.alive is not False for workspace in scan.workspaces(folder)):
+        if any(owner is None or owner.is_alive() is not False for _, owner in workspaces(folder)):
             findings.remark(f"{folder}: a job is at work there, or was on another host")
         elif "out" in entries:
             findings.broken(path, "is missing, though out/ is there. Run `snakemake` on it: a whole result is restored")
@@ -86,37 +96,37 @@ def _take_result(folder: str, found: Inventory, findings: Findings) -> None:
         return
     result = Result(path, record)
     found.results[path] = result
-    _check_twin(result, findings)
+    _check_copy(result, findings)
     _list_files(result, findings)
 
 
-def _check_twin(result: Result, findings: Findings) -> None:
-    twin = Path(result.out, TWIN)
+def _check_copy(result: Result, findings: Findings) -> None:
+    twin = Path(result.out, RECORD)
     try:
         same = twin.read_bytes() == Path(result.path).read_bytes()
         theirs = {} if same else json.loads(twin.read_bytes())
     except FileNotFoundError:
-        findings.broken(twin, "the record's twin is missing")
+        findings.broken(twin, "the record's copy is missing")
         return
     except ValueError:
-        findings.broken(twin, "the record's twin is not JSON")
+        findings.broken(twin, "the record's copy is not JSON")
         return
     if not same:
         ours = json.loads(Path(result.path).read_bytes())
-        told = [f"{c.field} {short(c.new)} (twin: {short(c.old)})" for c in changes(theirs, ours)]
+        told = [f"{c.field} {short(c.new)} (copy: {short(c.old)})" for c in changes(theirs, ours)]
         what = "; ".join(told[:5]) or "only in its spelling"
-        findings.broken(result.path, f"and its twin in out/ differ: {what}. One of the two was edited")
+        findings.broken(result.path, f"and its copy in out/ differ: {what}. One of the two was edited")
 
 
 def _list_files(result: Result, findings: Findings) -> None:
     """Names in out/ against names in the record; their bytes are hashed later, all at once."""
     expected = {o.path: o for o in result.record.outputs}
     there: dict[str, str] = {}
-    for folder, _, names in os.walk(result.out):
-        for name in names:
+    for folder, _, files in os.walk(result.out):
+        for name in files:
             path = os.path.join(folder, name)
             there[os.path.relpath(path, result.out)] = path
-    there.pop(TWIN, None)
+    there.pop(RECORD, None)
     for name in sorted(there.keys() - expected.keys()):
         findings.broken(there[name], "an extra file: its record does not name it")
     for name, output in expected.items():

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workflow.audit import scan
-from workflow.audit.fields import short
-from workflow.audit.retractions import read_retractions, retracted
+from workflow.audit.status import finished_keys
 from workflow.config import ConfigError, sources
 from workflow.data.lock import NONE, Lock, project_files, read_lock
-from workflow.matrix import Matrix, Node
-from workflow.store import data_path, out_dir, record_path
+from workflow.files import short
+from workflow.matrix import MEASURING, Matrix, Node
+from workflow.retractions import read_retractions, retracted
+from workflow.store import data_path, out_dir, read_json, record_path
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MEASURING = ("arc", "judge")
 _TOLD = ("rows", "optimizer_steps", "effective_batch_size")
 
 
@@ -48,7 +47,7 @@ def find_report(matrix: Matrix) -> str | None:
     planned = matrix.report
     if Path(planned.record).is_file():
         return planned.record
-    others = [record_path("report", planned.label, key) for key in scan.finished_keys("report", planned.label)]
+    others = [record_path("report", planned.label, key) for key in finished_keys("report", planned.label)]
     return max(others, key=os.path.getmtime, default=None)
 
 
@@ -111,7 +110,7 @@ class Lineage:
         facts["report"] = self.report
         if self.report != self.matrix.report.record:
             facts["note"] = "an older report; that of the plan is not made yet"
-        record = scan.read_json(node.record) or {}
+        record = read_json(node.record) or {}
         if record.get("digest") != row["digest"]:
             facts["warning"] = "the record is not the one that the report read"
         return Branch(name, facts, [self._node(node)])
@@ -127,7 +126,7 @@ class Lineage:
         if node in self._shown:
             return Branch(name, {"shown": "above"})
         self._shown.add(node)
-        record = scan.read_json(node.record)
+        record = read_json(node.record)
         facts: dict[str, Any] = {"state": "missing"}
         if record is not None:
             facts = {"digest": record["digest"], "outputs": record["outputs"]}

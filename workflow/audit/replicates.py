@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workflow.audit.checks import original
-from workflow.audit.fields import flatten
 from workflow.audit.inventory import Inventory, Result
+from workflow.files import flatten
 from workflow.store import Record
 
 

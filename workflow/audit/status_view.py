@@ -14,14 +14,30 @@ from workflow.matrix import Node
 
 MARKS: dict[State, tuple[str, str]] = {
     "done": ("✓", "green"),
-    "older code": ("o", "cyan"),
+    "other code": ("o", "cyan"),
+    "other environment": ("e", "cyan"),
+    "outdated": ("↓", "yellow"),
+    "can be taken over": ("=", "yellow"),
     "missing": ("·", "yellow"),
     "stale": ("~", "magenta"),
     "running": (">", "blue"),
+    "interrupted": ("⏸", "yellow"),
     "failed": ("✗", "bold red"),
     "retracted": ("R", "red"),
 }
-_WORST: tuple[State, ...] = ("failed", "retracted", "stale", "running", "missing", "older code", "done")
+_WORST: tuple[State, ...] = (
+    "failed",
+    "retracted",
+    "interrupted",
+    "stale",
+    "running",
+    "missing",
+    "outdated",
+    "can be taken over",
+    "other code",
+    "other environment",
+    "done",
+)
 _SHOWN = 12  # notes in full; a matrix of 40 000 nodes must not scroll its own summary away
 
 Row = dict[str, list[Node]]  # column heading -> nodes, in the order of the stages
@@ -40,7 +56,9 @@ def show(found: Survey, console: Console | None = None) -> None:
     console.print(", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
     if counts["stale"]:
         console.print("stale: finished under another key; `why CELL` says which fields of the recipe changed")
-    undone = found.undone()
+    if counts["outdated"]:
+        console.print("outdated: made from other bytes than a parent has now, or below such; restored where it fits")
+    undone = found.to_compute()
     if undone:
         console.print(f"missing: {found.prices.cost(undone)}")
 
@@ -119,7 +137,7 @@ def _stages(found: Survey) -> Table:
         table.add_column(name, justify="right")
     for stage, nodes in by_stage.items():
         counts = Counter(found.states[n].state for n in nodes)
-        table.add_row(stage, *[str(counts[s] or "") for s in used], *_costs(found, stage, found.undone(nodes)))
+        table.add_row(stage, *[str(counts[s] or "") for s in used], *_costs(found, stage, found.to_compute(nodes)))
     return table
 
 
@@ -137,7 +155,7 @@ def _costs(found: Survey, stage: str, undone: list[Node]) -> Iterator[str]:
 
 
 def _print_notes(found: Survey, console: Console) -> None:
-    for state in ("failed", "retracted", "missing"):
+    for state in ("failed", "retracted", "interrupted", "outdated", "other environment"):
         noted = [(node, s) for node, s in found.states.items() if s.state == state and s.reason]
         for node, told in noted[:_SHOWN]:
             title = Text(f"\n{state}: ", MARKS[told.state][1])

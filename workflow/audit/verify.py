@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from workflow.audit import adopt, checks, hashing, inventory, scan
+from workflow.audit import adopt, checks, hashing, inventory
 from workflow.audit.findings import Findings
+from workflow.audit.logs import names
 from workflow.audit.replicates import Replicate, replicates
-from workflow.audit.retractions import read_retractions, retracted
 from workflow.data.lock import read_lock
 from workflow.matrix import Matrix
-from workflow.store import DATA
+from workflow.retractions import read_retractions, retracted
+from workflow.store import DATA, RESULTS
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def verify(matrix: Matrix, quick: bool = False) -> Verdict:
     findings = Findings()
     found = inventory.take(findings)
     paths = [path for result in found.results.values() for path in result.files.values()]
-    data = [f"{DATA}/{name}" for name in scan.names(DATA) if name.endswith(".jsonl") and not name.startswith(".")]
+    data = [f"{DATA}/{name}" for name in names(DATA) if name.endswith(".jsonl") and not name.startswith(".")]
     known = hashing.read_cache() if quick else {}
     hashes = hashing.hash_files([*paths, *data], known, with_md5=set(data))
     checks.check_hashes(found, hashes, findings)
@@ -59,7 +60,7 @@ def verify(matrix: Matrix, quick: bool = False) -> Verdict:
 
 
 def _keep(hashes: dict[str, hashing.Known]) -> None:
-    if not Path(scan.RESULTS).is_dir():
+    if not Path(RESULTS).is_dir():
         return
     try:
         hashing.write_cache(hashes)

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workflow.audit import scan
-from workflow.audit.cost import Cost
-from workflow.audit.fields import ABSENT, Change, changes, short
 from workflow.audit.origin import Origins
 from workflow.audit.status import Survey, column, other_keys
 from workflow.data.lock import read_lock
-from workflow.matrix import Node, StaleKeyError
-from workflow.store import record_path
+from workflow.files import ABSENT, Change, changes, short
+from workflow.matrix import STAGES, Node, StaleKeyError
+from workflow.provenance import changed_code
+from workflow.store import read_json, record_path
 
 _ENOUGH = 200  # records looked at for the nearest sibling in another cell
 
@@ -31,6 +30,7 @@ class Answer:
 
     node: Node
     state: str
+    reason: str = ""
     sibling: str | None = None
     same_place: bool = False
     own: Cause | None = None
@@ -61,7 +61,11 @@ def explain(found: Survey, label: str, stage: str | None = None) -> list[Answer]
 
 
 def _answer(found: Survey, origins: Origins, node: Node) -> Answer:
-    answer = Answer(node, found.states[node].state)
+    state = found.states[node]
+    answer = Answer(node, state.state, state.reason if state.state not in ("failed", "stale") else "")
+    if state.state in ("outdated", "other code", "other environment", "can be taken over"):
+        answer.reason += "".join(f"\n  {line}" for line in _code_changes(found, node))
+        return answer
     sibling = _nearest(_at_the_same_place(found, node), node)
     answer.same_place = sibling is not None
     if sibling is None:
@@ -74,6 +78,17 @@ def _answer(found: Survey, origins: Origins, node: Node) -> Answer:
         seen = {node}
         _inherit(origins, node, record, answer, seen)
     return answer
+
+
+def _code_changes(found: Survey, node: Node) -> list[str]:
+    """Files of the stage's code that changed since its record's commit, and the commits that changed them."""
+    summary = found.links.summaries.get(node)
+    if summary is None or found.states[node].state != "other code":
+        return []
+    commit = summary.provenance.get("commit")
+    if not commit:
+        return ["the record names no commit, so the files that changed cannot be named"]
+    return changed_code(STAGES[node.stage].module, commit)
 
 
 def _own(origins: Origins, node: Node, old: dict[str, Any]) -> Iterator[tuple[Change, list[str]]]:
@@ -104,7 +119,7 @@ def _inherit(origins: Origins, node: Node, record: dict[str, Any], answer: Answe
             change = Change("parents", ABSENT, f"{parent.stage}/{parent.label}")
             answer.inherited.append(Cause(node, [(change, origins.of(node, "parents"))]))
             continue
-        old = scan.read_json(path)
+        old = read_json(path)
         if old is None or "recipe" not in old:
             answer.unknown.append(f"{path} is gone, so what changed in it cannot be said")
             continue
@@ -142,7 +157,7 @@ def _nearest(paths: Iterator[str], node: Node) -> tuple[str, dict[str, Any]] | N
     found = []
     mine = _own_fields(node.recipe.to_dict())
     for path in paths:
-        record = scan.read_json(path)
+        record = read_json(path)
         if record is not None and "recipe" in record:
             number = len(list(changes(_own_fields(record["recipe"]), mine)))
             found.append((number, -Path(path).stat().st_mtime, path, record))
@@ -152,14 +167,14 @@ def _nearest(paths: Iterator[str], node: Node) -> tuple[str, dict[str, Any]] | N
     return path, record
 
 
-def following(found: Survey, answers: list[Answer]) -> Cost:
-    """What is to be made because of the causes: the nodes that changed and all that is made from them."""
+def following(found: Survey, answers: list[Answer]) -> set[Node]:
+    """What is to be made or restored because of the causes: the nodes that changed and all that is made from them."""
     touched = {cause.node for answer in answers if answer.same_place for cause in answer.roots}
     touched |= set(found.undone(answer.node for answer in answers))
     for node in found.matrix.nodes():  # parents stand before their children
         if any(parent in touched for parent in node.parents):
             touched.add(node)
-    return found.prices.cost(found.undone(touched))
+    return set(found.undone(touched))
 
 
 def show(found: Survey, answers: list[Answer]) -> None:
@@ -167,6 +182,10 @@ def show(found: Survey, answers: list[Answer]) -> None:
     for answer in answers:
         node = answer.node
         print(f"{column(node)}/{node.label}: {answer.state}, key {node.key}")
+        if answer.reason:
+            print(f"  {answer.reason}")
+        if answer.sibling is None and answer.reason:
+            continue
         if answer.sibling is None:
             print("  nothing of this stage is finished anywhere: there is nothing to compare with")
             continue
@@ -180,8 +199,14 @@ def show(found: Survey, answers: list[Answer]) -> None:
             _show_cause(f"follows from {cause.node.stage}/{cause.node.label}", cause, names)
         for line in answer.unknown:
             print(f"  {line}")
-    cost = following(found, answers)
-    print(f"what follows and is not made yet: {cost}" if cost.jobs else "nothing is to be made")
+    touched = following(found, answers)
+    cost = found.prices.cost(found.to_compute(touched))
+    if cost.jobs:
+        print(f"what follows and is not made yet: {cost}")
+    if rest := len(touched) - cost.jobs:
+        print(f"to be verified, and made again where they do not fit: {rest} result{'' if rest == 1 else 's'}")
+    if not touched:
+        print("nothing is to be made")
 
 
 def _show_cause(title: str, cause: Cause, names: dict[str, str]) -> None:

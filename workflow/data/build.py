@@ -22,7 +22,7 @@ from pydantic import TypeAdapter
 from workflow.data.lock import LOCK, NONE, fetched, read_lock, write_pins
 from workflow.data.overlap import Index, evaluation_rows, texts
 from workflow.data.rows import LETTERS, READERS, Item, read_items
-from workflow.disk import trouble
+from workflow.errors import describe_os_error
 from workflow.keys import hash_file
 from workflow.sections import Coupling, Data, File, Hub, Prompts, Questions, Select, Subset, Url, World
 from workflow.store import StoreError, read_jsonl, write_jsonl
@@ -72,7 +72,7 @@ def _download(entry: Url, target: Path) -> None:
         with urllib.request.urlopen(entry.url, timeout=60) as answer, open(target, "wb") as file:
             shutil.copyfileobj(answer, file)
     except OSError as error:
-        if trouble(error, target):
+        if describe_os_error(error, target):
             raise
         raise DataError(f"data ({entry.name}): {entry.url}: {error}. Run this where the network is.") from None
 
@@ -85,7 +85,7 @@ def _fetch(entry: Hub, revision: str, target: Path) -> None:
     try:
         rows = load_dataset(entry.repo, entry.subset, split=entry.split, revision=revision)
     except (HTTPError, DatasetNotFoundError, OSError) as error:
-        if trouble(error, target):
+        if describe_os_error(error, target):
             raise
         raise DataError(
             f"data ({entry.name}): {entry.repo} at {revision} cannot be fetched ({type(error).__name__}). Run it where "
@@ -264,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if (told := trouble(error, args.output)) is None:
+        if (told := describe_os_error(error, args.output)) is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         return 1

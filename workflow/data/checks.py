@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workflow.config import Config, ConfigError, sources
+from workflow.config import Config, ConfigError, sources, uses
 from workflow.data.gates import CHECKS, NONE, Gate, Gates, overlap_gate, read_gates, refusal, write_gates
 from workflow.data.lock import BUILDERS, Lock
 from workflow.data.overlap import normalise
 from workflow.keys import digest
-from workflow.sections import Condition, ToyModel
+from workflow.sections import Condition
 from workflow.store import read_jsonl
 
 LENGTH_RATIO = 1.5  # of mean answer lengths; above it a reader is told, since length alone may be what is learnt
@@ -37,19 +37,14 @@ class Checked:
 
 def training_sets(config: Config) -> list[str]:
     """Names of the data sets that any enabled part of the config trains on."""
-    names: list[str | None] = [config.base_model.text] if isinstance(config.base_model, ToyModel) else []
-    for condition in _enabled(config):
-        names += [condition.data.coupling_sft, condition.data.tulu_sft, condition.data.tulu_dpo]
-    names += [arm.data for arm in config.arms] if config.em_seeds else []
-    return [name for name in dict.fromkeys(names) if name is not None]
+    return list(dict.fromkeys(u.data for u in uses(config) if u.enabled and u.role == "training"))
 
 
 def evaluation_sets(config: Config) -> list[str]:
-    """Names of the data sets that models are measured on."""
-    names = [arc.data for arc in config.arc] + [i.data for i in config.instruments]
-    # of the harness's rows those that can be read: a task may have any form
-    tasks = [e.data for e in config.lm_eval if e.enabled and config.data_entry(e.data).rows_are == "items"]
-    return list(dict.fromkeys(names + tasks))
+    """Names of the data sets that models are measured on; of the harness's rows those that can be read."""
+    measured = [u for u in uses(config) if u.enabled and u.role == "evaluation"]
+    readable = [u for u in measured if u.stage != "lm_eval" or config.data_entry(u.data).rows_are == "items"]
+    return list(dict.fromkeys(u.data for u in readable))
 
 
 def told_to_stages(config: Config, pins: Lock) -> dict[str, Any]:

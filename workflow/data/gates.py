@@ -6,9 +6,7 @@ follows from it is the config's `overlap:` and `balance:`. They are held while p
 again by each training stage (`enforce`), because data that are fetched late have no line when the plan is made.
 """
 
-import fcntl
 import json
-import os
 import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workflow.data.overlap import Overlap, overlap_of_files
+from workflow.files import locked, write_atomic
 from workflow.keys import Recipe, canonical_json
 from workflow.store import StoreError, data_path
 
@@ -25,7 +24,6 @@ COLUMNS = ("check", "training", "evaluation", "names", "facts", "evaluation_ids"
 
 # Bump when a check finds something else in the same bytes; older lines then count as missing. Say why beside it.
 CHECKS = {"overlap": 1, "facts": 1}
-GATED = ("coupling_sft", "tulu_sft", "tulu_dpo", "em_lora")
 
 
 class GateError(StoreError):
@@ -103,20 +101,12 @@ def write_gates(found: Iterable[Gate], path: str | Path = GATES, keep: Collectio
     Args:
         keep: md5s of the data that are still pinned; lines of other training sets go. None: all stay.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mutex = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(mutex, fcntl.LOCK_EX)
+    with locked(path):
         merged = {**read_gates(path), **{gate.place: gate for gate in found}}
         if keep is not None:
             merged = {place: gate for place, gate in merged.items() if gate.training in keep}
         lines = ["\t".join(COLUMNS), *(_line(merged[place]) for place in sorted(merged))]
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text("\n".join(lines) + "\n")
-        os.replace(part, path)
-    finally:
-        os.close(mutex)
+        write_atomic(path, "\n".join(lines) + "\n")
 
 
 def _line(gate: Gate) -> str:
@@ -189,7 +179,7 @@ def enforce(recipe: Recipe, data: Path | None, placement: Mapping[str, Any]) -> 
     Raises:
         GateError: the training set holds evaluation questions; or an evaluation set is not there, so nobody can say.
     """
-    if recipe.stage not in GATED or data is None:
+    if "effective_batch_size" not in recipe.params or data is None:  # no training
         return {}
     told = placement.get("gates")
     md5 = _md5(recipe.data, data)

@@ -4,14 +4,13 @@ Written by `python -m workflow lock` and, when a hub data set is fetched for the
 it; read while planning, so that every key is known before anything is downloaded.
 """
 
-import fcntl
-import os
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from workflow.config import Config, ConfigError, sources
-from workflow.keys import digest, hash_file, revision_id
+from workflow.config import Config, ConfigError, sources, uses
+from workflow.files import locked, write_atomic
+from workflow.keys import PROVISIONAL, digest, hash_file, revision_id
 from workflow.sections import Coupling, Hub, HubModel, Prompts, Questions
 
 LOCK = "config/data.lock.tsv"
@@ -64,18 +63,11 @@ def read_lock(path: str | Path = LOCK) -> Lock:
 
 def write_pins(pins: list[Pin], path: str | Path = LOCK) -> None:
     """Add or replace lines, under a file lock since two fetching jobs may end at once; by rename."""
-    path = Path(path)
-    mutex = os.open(path.parent, os.O_RDONLY)  # the folder itself is the mutex: the lock file is replaced
-    try:
-        fcntl.flock(mutex, fcntl.LOCK_EX)
+    with locked(path):
         merged = {**read_lock(path), **{p.name: p for p in pins}}
         lines = ["\t".join(f.name for f in fields(Pin))]
         lines += ["\t".join(astuple(merged[name])) for name in sorted(merged)]
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text("\n".join(lines) + "\n")
-        os.replace(part, path)
-    finally:
-        os.close(mutex)
+        write_atomic(path, "\n".join(lines) + "\n")
 
 
 def describe(entry: Any) -> str:
@@ -129,6 +121,31 @@ def hub_id(entry: Hub | HubModel, commit: str) -> str:
     return revision_id(commit, selection(entry))
 
 
+def provisional(config: Config, pins: Lock) -> Lock:
+    """Add a stand-in for each used name that is not pinned: enough to plan, not to run.
+
+    Its id is the md5 that the config gives, or `tbd-` and a hash of the definition.
+    """
+    filled = dict(pins)
+    entries: list[Any] = [config.data_entry(n) for n in used_names(config)]
+    entries += [config.base_model] if isinstance(config.base_model, HubModel) else []
+    for entry in entries:
+        pin = filled.get(entry.name)
+        if pin is not None and UNRESOLVED not in (pin.id, pin.revision) and pin.id != NONE:
+            continue
+        says = digest("definition", selection(entry))[:12] if isinstance(entry, HubModel) else definition(entry, filled)
+        md5 = getattr(entry, "md5", None)
+        identity = md5 or f"{PROVISIONAL}-{digest('provisional', says)[:32]}"
+        filled[entry.name] = Pin(entry.name, identity, md5 or NONE, NONE, NONE, UNRESOLVED, says, "not pinned")
+    return filled
+
+
+def unpinned(config: Config, pins: Lock) -> list[str]:
+    """Names that the config uses and `pins` does not hold, in the order in which `lock` makes them."""
+    names = [*used_names(config), *_base_name(config)]
+    return [n for n in names if n not in pins or UNRESOLVED in (pins[n].id, pins[n].revision) or pins[n].id == NONE]
+
+
 def require(config: Config, pins: Lock, configfile: str) -> dict[str, str]:
     """Ids by name of everything that the config uses.
 
@@ -140,9 +157,9 @@ def require(config: Config, pins: Lock, configfile: str) -> dict[str, str]:
     used = used_names(config)
     if isinstance(config.base_model, HubModel):
         pin = pins.get(config.base_model.name)
-        if pin is None or pin.revision in (NONE, UNRESOLVED):
+        if pin is None:
             faults.append(f"base_model ({config.base_model.name}): its commit is unresolved")
-        elif pin.id != hub_id(config.base_model, pin.revision):
+        elif not pin.id.startswith(PROVISIONAL) and pin.id != hub_id(config.base_model, pin.revision):
             faults.append(f"base_model ({config.base_model.name}): pinned for another repository")
     for entry in entries:
         if entry.name not in used:
@@ -167,14 +184,6 @@ def _base_name(config: Config) -> list[str]:
 
 def used_names(config: Config) -> list[str]:
     """Names of the data entries that the enabled part of the config needs, sources before what is built from them."""
-    direct: list[str | None] = [] if isinstance(config.base_model, HubModel) else [config.base_model.text]
-    for condition in config.conditions:
-        if condition.enabled:
-            direct += [condition.data.coupling_sft, condition.data.tulu_sft, condition.data.tulu_dpo]
-    direct += [a.data for a in config.arms] if config.em_seeds else []
-    direct += [a.data for a in config.arc] + [e.data for e in config.lm_eval if e.enabled]
-    for instrument in config.instruments:
-        direct += [instrument.data, instrument.judge.prompts]
     order: dict[str, None] = {}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
@@ -184,9 +193,9 @@ def used_names(config: Config) -> list[str]:
             visit(source, (*trail, name))
         order[name] = None
 
-    for name in direct:
-        if name is not None:
-            visit(name, ())
+    for use in uses(config):
+        if use.enabled:
+            visit(use.data, ())
     return list(order)
 
 

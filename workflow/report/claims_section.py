@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from workflow.matrix import MEASURING
 from workflow.report.blocks import DASH, Block, Cell, Fold, Section, table
 from workflow.report.history import RuleOrigin
-from workflow.report.study import MEASURING, SCORED, Study
+from workflow.report.study import SCORED, Study
 from workflow.stats.claims import ClaimResult, evaluate_claim
 from workflow.stats.claims_schema import Claim
 from workflow.stats.claims_tests import Member

@@ -6,15 +6,14 @@ from statistics import median
 from typing import Any
 
 from workflow.audit.diff import diff
-from workflow.audit.fields import flatten, short
 from workflow.data.gates import NONE, read_gates
-from workflow.matrix import VERSIONS, Node
+from workflow.files import flatten, short
+from workflow.matrix import STAGES, TRAINING, Node
 from workflow.report.blocks import DASH, Block, Cell, Cells, Fold, Section, count, duration, table
 from workflow.report.study import Study
 from workflow.store import Record
 
 HASHES = ("id", "md5", "sha256", "questions")
-TRAINING = ("coupling_sft", "tulu_sft", "tulu_dpo", "em_lora")
 
 
 def records_of(study: Study) -> dict[Node, Record]:
@@ -37,7 +36,7 @@ def cost_section(study: Study) -> Section:
     records = records_of(study)
     if not records:
         return Section("cost", "Cost, from records", ())
-    for stage in (name for name in VERSIONS if any(node.stage == name for node in records)):
+    for stage in (name for name in STAGES if any(node.stage == name for node in records)):
         rows.append(_cost_row(stage, [r for n, r in records.items() if n.stage == stage]))
     rows.append(_cost_row("all", list(records.values())))
     header = (

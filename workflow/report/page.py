@@ -9,13 +9,14 @@ from urllib.parse import quote, unquote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from workflow.errors import UserError
 from workflow.report.blocks import Block, Cell, Fold, Page, Preformatted, Prose, Table
 
 TEMPLATES = Path(__file__).parent / "templates"
 _LOADS = {"src", "srcset", "poster", "data", "action", "background"}
 
 
-class PageError(ValueError):
+class PageError(UserError, ValueError):
     """A page that a reader could not check: a link to nowhere, two places of one name, something from the network."""
 
 

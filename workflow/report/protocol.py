@@ -1,10 +1,10 @@
 """Whether the cells of a table share one protocol, and what a reader must be told where they do not quite."""
 
 from workflow.fingerprint import Comparison, fingerprint
-from workflow.matrix import Node
+from workflow.matrix import MEASURING, Node
 from workflow.report.blocks import Block, Cell, Cells, Section, prose, table
 from workflow.report.facts import records_of
-from workflow.report.study import MEASURING, Study
+from workflow.report.study import Study
 
 LEVELS = {
     "equal": "equal",
@@ -135,7 +135,7 @@ def _made_by(study: Study) -> Block:
             node.stage,
             hardware,
             ", ".join(f"{name} {version}" for name, version in (("python", p.get("python")), *_main(packages))),
-            f"lock {p.get('lock_digest') or 'unknown'}",
+            f"environment {(p.get('environment') or {}).get('digest') or 'unknown'}",
             (p.get("commit") or "no commit")[:10] + (", uncommitted changes" if p.get("dirty") else ""),
             f"code {p.get('code_digest') or 'unknown'}",
         )

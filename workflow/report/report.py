@@ -11,16 +11,13 @@ import json
 import sys
 from pathlib import Path
 
-from workflow.config import Config, ConfigError
+from workflow.config import Config
 from workflow.data.lock import read_lock
-from workflow.disk import trouble
-from workflow.fingerprint import ProtocolError
+from workflow.errors import UserError, describe_os_error
 from workflow.matrix import Matrix
 from workflow.report.assemble import assemble, write
-from workflow.report.page import PageError
 from workflow.report.study import load_study
-from workflow.stage import Job, Result, StageError, execute
-from workflow.store import StoreError
+from workflow.stage import Job, Result, execute
 
 MODULE = "workflow.report.report"
 
@@ -34,17 +31,17 @@ def main(argv: list[str] | None = None) -> int:
         matrix = Matrix(Config.from_dict(args.config), read_lock())
         node = matrix.node(*args.record.parts[-4:-1])
         parents = [Path(p.record) for p in node.parents]
-        command = [MODULE, f"--config={json.dumps(args.config)}", f"--record={args.record}"]
+        own_argv = [f"--config={json.dumps(args.config)}", f"--record={args.record}"]
 
         def run(job: Job) -> Result:
             return make(matrix, job)
 
-        execute(MODULE, run, node.recipe, {}, parents, None, args.record, command)
-    except (StageError, StoreError, ConfigError, ProtocolError, PageError, LookupError) as error:
+        execute(MODULE, run, node.recipe, {}, parents, None, args.record, own_argv)
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        if (told := trouble(error, args.record)) is None:
+        if (told := describe_os_error(error, args.record)) is None:
             raise
         print(f"error: {told}", file=sys.stderr)
         return 1

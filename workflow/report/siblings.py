@@ -3,11 +3,13 @@ disk while it was written up; whoever reads a report must see that there is more
 
 import re
 
-from workflow.audit import scan
+from workflow.audit.logs import names
+from workflow.audit.status import finished_keys
+from workflow.matrix import MEASURING
 from workflow.report.blocks import DASH, Cell, Cells, Fold, Section, show, table
 from workflow.report.scores import POINTS
-from workflow.report.study import MEASURING, Study
-from workflow.store import Record, read_record, record_path
+from workflow.report.study import Study
+from workflow.store import RESULTS, Record, read_record, record_path
 
 
 def siblings_section(study: Study) -> Section:
@@ -17,10 +19,10 @@ def siblings_section(study: Study) -> Section:
         nodes = study.matrix.nodes(stage)
         planned = {(n.label, n.key) for n in nodes}
         data = {n.key.split("-")[0] for n in nodes}
-        for label in scan.names(f"{scan.RESULTS}/{stage}"):
+        for label in names(f"{RESULTS}/{stage}"):
             if not _is_of(label, study.conditions):
                 continue
-            for key in scan.finished_keys(stage, label):
+            for key in finished_keys(stage, label):
                 if (label, key) not in planned and key.split("-")[0] in data:
                     record = read_record(record_path(stage, label, key))
                     rows.append([label, f"{stage}/{label}/{key}", *_values(record), _why(study, label)])

@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from workflow.audit.retractions import read_retractions, retracted
 from workflow.config import Config
 from workflow.data.gates import contaminated, read_gates
 from workflow.fingerprint import Comparison, compare, fingerprint
-from workflow.matrix import Matrix, Node
+from workflow.matrix import MEASURING, Matrix, Node
 from workflow.report import scores
+from workflow.retractions import read_retractions, retracted
 from workflow.stats.claims_schema import Claims, load_claims
 from workflow.stats.describe import Summary
 from workflow.stats.reference import PublishedTable, load_published_table
@@ -23,7 +23,6 @@ from workflow.store import Record, StoreError, out_dir, read_jsonl, read_record
 
 CLAIMS = "config/claims.yaml"
 PUBLISHED = "reference/published_table.yaml"
-MEASURING = ("arc", "judge", "lm_eval")
 SCORED = "Scores by "  # begins every note that names a rule-based scorer
 EMBEDDED = "embedded"  # the judge's placement when the scores come from the rule-based scorer
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from workflow.disk import trouble
+from workflow.errors import describe_os_error
 from workflow.keys import hash_bytes
 from workflow.stage import StageError
 
@@ -76,7 +76,7 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str | None = None) -> 
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     except SafetensorError as error:
-        if (told := trouble(error, folder)) is None:
+        if (told := describe_os_error(error, folder)) is None:
             raise
         raise StageError(told) from None
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's model card names a path of this machine

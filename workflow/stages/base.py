@@ -1,7 +1,7 @@
 """The base model with the experiment's chat template: fetched from the hub at a commit, or the demo's own toy."""
 
 from workflow.data.rows import read_text
-from workflow.disk import trouble
+from workflow.errors import describe_os_error
 from workflow.stage import Job, Result, StageError, stage_main
 from workflow.stages import _models, _toy, _train
 
@@ -25,7 +25,7 @@ def _fetch(job: Job) -> Result:
         # no pickles: weights come as safetensors or not at all
         snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=["*.json", "*.safetensors", "*.txt"])
     except (HTTPError, LocalEntryNotFoundError, OSError) as error:
-        if trouble(error, folder):
+        if describe_os_error(error, folder):
             raise
         raise StageError(
             f"the base model {repo} at {commit} cannot be fetched ({type(error).__name__}). Run this stage where the "

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from types import SimpleNamespace
 
-from workflow.patience import install
+from workflow.slurm_patch import install
 
 
 def make_plugin(answers, ages):
