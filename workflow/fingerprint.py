@@ -12,7 +12,8 @@ before and after EM.
 Fields are of
 - **protocol**: what was done. It must agree.
 - **environment**: packages and their lock. It must agree too: numbers have moved with a version of torch.
-- **placement**, **code**: how the work lay on which machine, and the code's digest. They may differ, with a footnote.
+- **code**: the code's digest. It must agree, unless config/accepted.yaml says that the change moved no number.
+- **placement**: how the work lay on which machine. It may differ, with a footnote.
 
 What is manipulated is no protocol: seeds, and everything that the data set of a `manipulated` stage decides. A
 manipulated stage may also be absent, as in the control. A fact that a record lacks is a difference: nobody can tell
@@ -21,10 +22,11 @@ what was done. A declaration that the same record's observation contradicts is o
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+from workflow.accepted import Acceptance, equivalents
 from workflow.errors import UserError
 from workflow.keys import canonical_json, digest
 from workflow.matrix import TRAINING
@@ -64,12 +66,14 @@ class Fingerprint:
         faults: field -> what contradicts it: `declared 16, observed 128`.
         free: stages of the cell whose absence elsewhere is no difference.
         dirty: stages that were run from code with uncommitted changes.
+        codes: by stage the code that made it, where another one is accepted as its equal.
     """
 
     fields: Mapping[Kind, Mapping[str, str]]
     faults: Mapping[str, str]
     free: frozenset[str]
     dirty: tuple[str, ...]
+    codes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -102,18 +106,33 @@ class Waived:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What stands between cells and one table; `dirty`: cells made by code with uncommitted changes."""
+    """What stands between cells and one table.
+
+    Attributes:
+        dirty: cells made by code with uncommitted changes.
+        accepted: stages whose cells were made by different codes that count as one, with the codes.
+    """
 
     footnotes: tuple[Difference, ...]
     refusals: tuple[Difference, ...]
     waived: tuple[Waived, ...]
     dirty: tuple[str, ...]
+    accepted: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def level(self) -> Level:
         if self.refusals or self.waived:
             return "different"
         return "placement" if self.footnotes else "equal"
+
+    def _on_code(self) -> str:
+        stages = sorted({d.field.split(".")[0].split("[")[0] for d in self.refusals if d.kind == "code"})
+        if not stages:
+            return ""
+        return (
+            f"\nOf code: bump the version of {', '.join(stages)} in workflow/matrix.py if numbers may have moved, or "
+            f"run `python -m workflow accept {stages[0]} --reason ...` if none did."
+        )
 
     def odd_cells(self) -> tuple[str, ...]:
         """Cells that hold another value than most in a field that must agree, waived or not."""
@@ -127,29 +146,41 @@ class Comparison:
                 "these cells do not share one protocol:\n"
                 + "\n".join(f"  {d}" for d in self.refusals)
                 + "\nRun the odd ones again, leave them out, or give `waivers:` with a reason, which the report prints."
+                + self._on_code()
             )
 
 
 # --- one cell -------------------------------------------------------------------------------------------------------
 
 
-def fingerprint(records: Iterable[Record], manipulated: Collection[str] = MANIPULATED) -> Fingerprint:
+def fingerprint(
+    records: Iterable[Record],
+    manipulated: Collection[str] = MANIPULATED,
+    accepted: Sequence[Acceptance] = (),
+) -> Fingerprint:
     """Fingerprint of the records of one cell, in any order.
 
     Args:
         manipulated: stages whose data set is what the cells differ in by design. Add `em_lora` to compare arms.
+        accepted: codes of a stage that count as one.
     """
     ordered = sorted(records, key=lambda r: (r.stage, r.key))
     names = _unique_names(ordered)
     fields: dict[Kind, dict[str, str]] = {"protocol": {}, "environment": {}, "placement": {}, "code": {}}
     faults: dict[str, str] = {}
+    codes: dict[str, str] = {}
     for record, name in zip(ordered, names, strict=True):
         for kind, found in _fields(record, record.stage in manipulated).items():
             fields[kind] |= {f"{name}.{field}": _spell(value) for field, value in found.items()}
+        code = record.provenance.get("code_digest")
+        same = equivalents(tuple(accepted), record.stage, code)
+        fields["code"][f"{name}.code_digest"] = _spell(min(filter(None, same), default=None))
+        if len(same) > 1:
+            codes[name] = str(code)
         faults |= {f"{name}.{field}": told for field, told in _faults(record).items()}
     free = frozenset(n for r, n in zip(ordered, names, strict=True) if r.stage in manipulated)
     dirty = tuple(n for r, n in zip(ordered, names, strict=True) if r.provenance.get("dirty"))
-    return Fingerprint(fields, faults, free, dirty)
+    return Fingerprint(fields, faults, free, dirty, codes)
 
 
 def _unique_names(records: Sequence[Record]) -> list[str]:
@@ -185,12 +216,11 @@ def _fields(record: Record, manipulated: bool) -> dict[Kind, dict[str, Any]]:
     placed |= {"gpu": made.get("gpu"), "cpu": made.get("cpu")}
     python = ".".join(str(made.get("python") or "").split(".")[:2]) or None
     environment = {
-        "digest": _get(made, "environment.digest"),
+        "environment": _get(made, "environment.digest"),
         "python": python,
         **_flat({"packages": made.get("packages")}),
     }
-    code = {"code_digest": made.get("code_digest")}
-    return {"protocol": protocol, "environment": environment, "placement": placed, "code": code}
+    return {"protocol": protocol, "environment": environment, "placement": placed}
 
 
 def _declared(record: Record) -> dict[str, str]:
@@ -245,7 +275,7 @@ def compare(cells: Mapping[str, Fingerprint], waivers: Sequence[Waiver] = ()) ->
     """
     refusals, waived, footnotes = [], [], []
     for difference in _differences(cells):
-        if difference.kind in ("placement", "code"):
+        if difference.kind == "placement":
             footnotes.append(difference)
             continue
         used = [w for w in waivers if any(fnmatchcase(difference.field, f) for f in w.fields)]
@@ -256,7 +286,12 @@ def compare(cells: Mapping[str, Fingerprint], waivers: Sequence[Waiver] = ()) ->
         else:
             refusals.append(difference)
     dirty = tuple(label for label, found in cells.items() if found.dirty)
-    return Comparison(tuple(footnotes), tuple(refusals), tuple(waived), dirty)
+    codes: dict[str, set[str]] = {}
+    for found in cells.values():
+        for stage, code in found.codes.items():
+            codes.setdefault(stage, set()).add(code)
+    accepted = {stage: tuple(sorted(several)) for stage, several in codes.items() if len(several) > 1}
+    return Comparison(tuple(footnotes), tuple(refusals), tuple(waived), dirty, accepted)
 
 
 def _differences(cells: Mapping[str, Fingerprint]) -> Iterable[Difference]:

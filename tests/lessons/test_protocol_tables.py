@@ -4,6 +4,7 @@ import pytest
 
 from tests.fake import stand_ins
 from tests.lessons.planted import demo, plan, prints, records
+from workflow.accepted import Acceptance
 from workflow.config import Config, ConfigError
 from workflow.fingerprint import ProtocolError, compare, fingerprint
 from workflow.matrix import Matrix
@@ -102,13 +103,13 @@ def test_lesson_37_before_and_after_are_not_subtracted_when_they_were_sampled_di
 
 
 def test_lesson_48_cells_of_different_environments_are_not_pooled_without_a_waiver():
-    edits = {"provenance.lock_digest": "ffff", "provenance.packages.torch": "2.4.0"}
+    edits = {"provenance.environment.digest": "ffff", "provenance.packages.torch": "2.4.0"}
     cells = prints(E42, E137, odd={E137: {"em_lora": edits}})
     with pytest.raises(ProtocolError) as error:
         compare(cells).require()
-    assert f"em_lora.lock_digest: 58423a4edc74 in {E42}; ffff in {E137}" in str(error.value)
+    assert f"em_lora.environment: 58423a4edc74 in {E42}; ffff in {E137}" in str(error.value)
     assert f"em_lora.packages.torch: 2.13.0 in {E42}; 2.4.0 in {E137}" in str(error.value)
-    fields = ("em_lora.lock_digest", "em_lora.packages.*")
+    fields = ("em_lora.environment", "em_lora.packages.*")
     found = compare(cells, [Waiver(cells=(E137,), fields=fields, reason="the old node was all there was")])
     found.require()
     assert all("the old node was all there was" in str(w) for w in found.waived)
@@ -125,8 +126,28 @@ def test_lesson_49_another_machine_is_a_footnote_that_names_it():
 def test_lesson_50_results_of_uncommitted_code_are_named():
     found = compare(prints(E42, E137, odd={E137: {"em_lora": {"provenance.dirty": True}}}))
     assert found.dirty == (E137,)
-    found = compare(prints(E42, E137, odd={E137: {"em_lora": {"provenance.code_digest": "def"}}}))
-    assert [d.field for d in found.footnotes] == ["em_lora.code_digest"]
+
+
+def other_code(accepted=()):
+    edits = {E42: {}, E137: {"em_lora": {"provenance.code_digest": "def"}}}
+    return compare({cell: fingerprint(records(cell, edit), accepted=accepted) for cell, edit in edits.items()})
+
+
+def test_lesson_64_cells_of_other_code_are_not_pooled():
+    with pytest.raises(ProtocolError) as error:
+        other_code().require()
+    assert f"em_lora.code_digest: abc in {E42}; def in {E137}" in str(error.value)
+    assert "bump the version of em_lora in workflow/matrix.py" in str(error.value)
+    assert "python -m workflow accept em_lora" in str(error.value)
+
+
+def test_lesson_64_unless_somebody_says_that_no_number_moved():
+    entry = Acceptance(stage="em_lora", codes=("abc", "def"), reason="renamed a function", date="2026-01-01")
+    found = other_code((entry,))
+    found.require()
+    assert found.accepted == {"em_lora": ("abc", "def")}
+    with pytest.raises(ProtocolError):  # of another stage
+        other_code((entry.model_copy(update={"stage": "arc"}),)).require()
 
 
 def test_lesson_54_packing_is_another_protocol_and_another_key():

@@ -43,11 +43,12 @@ MAY_IMPORT = {
         "stage",
         "store",
     },
-    "fingerprint": {"config", "errors", "keys", "matrix", "sections", "store"},
+    "fingerprint": {"accepted", "config", "errors", "keys", "matrix", "sections", "store"},
     "stages": {"data", "errors", "keys", "stage", "stages", "store"},
     "evals": {"data", "errors", "evals", "keys", "launch", "stage", "stages", "store"},
     "stats": {"stats"},
     "report": {
+        "accepted",
         "audit",
         "config",
         "data",

@@ -292,7 +292,9 @@ def test_snakemake_still_has_what_the_plan_hooks_into():
     """Forcing a record whose parents all stand goes through names of Snakemake's own; they must be there."""
     import inspect
 
-    from snakemake.workflow import DAG, Workflow
+    import snakemake.api  # noqa: F401, breaks a circle of imports
+    from snakemake.dag import DAG
+    from snakemake.workflow import Workflow
 
     assert "forcefiles" in inspect.getsource(DAG.__init__)
     assert isinstance(Workflow.is_main_process, property)

@@ -125,6 +125,8 @@ def check_duplicates(inventory: Inventory, planned: set[tuple[str, str, str]], f
     for (_, name, _), results in by_bytes.items():
         first = results[0]
         for other in results[1:]:
+            if _is_taken(first, other):
+                continue
             if original(other.record.cell) != original(first.record.cell) and other.record.key != first.record.key:
                 what = f"has the very bytes of {first.out}/{name}: one artifact under two seeds"
                 findings.broken(f"{other.out}/{name}", what)
@@ -133,13 +135,21 @@ def check_duplicates(inventory: Inventory, planned: set[tuple[str, str, str]], f
     names = {(stage, original(label), key) for stage, label, key in planned}
     for (stage, key), results in by_key.items():
         cells = {original(r.record.cell): r for r in results}
+        sources = {r.record.provenance.get("taken_from") for r in results}
         for cell, stranger in cells.items():
+            if "/".join(stranger.place) in sources or stranger.record.provenance.get("taken_from"):
+                continue  # equal work under another name, and its source
             if len(cells) > 1 and (stage, cell, key) not in names:
                 known = next(r for r in cells.values() if r is not stranger)
                 findings.unverifiable(
                     stranger.path,
                     f"has the key of {known.path}, and the plan has no such cell: a copy, or a cell of another config",
                 )
+
+
+def _is_taken(one: Result, two: Result) -> bool:
+    """Whether either was taken over; their bytes are equal by right, whatever the keys of their parents are."""
+    return any(r.record.provenance.get("taken_from") for r in (one, two))
 
 
 def _check_seeds(results: list[Result], findings: Findings) -> None:

@@ -8,7 +8,7 @@ from workflow.report.study import Study
 
 LEVELS = {
     "equal": "equal",
-    "placement": "equal up to placement or code",
+    "placement": "equal up to placement",
     "different": "different, under a waiver",
 }
 
@@ -68,9 +68,11 @@ def protocol_section(study: Study, found: dict[str, Comparison]) -> Section:
     rows: list[Cells] = []
     footnotes: dict[str, None] = {}
     waived: dict[str, None] = {}
+    accepted: dict[str, tuple[str, ...]] = {}
     for what, comparison in found.items():
         rows.append([what, Cell(LEVELS[comparison.level], tone="refuted" if comparison.level == "different" else "")])
         footnotes |= dict.fromkeys(str(d) for d in comparison.footnotes)
+        accepted |= comparison.accepted
         waived |= dict.fromkeys(str(w) for w in comparison.waived)
     blocks: list[Block] = (
         [table("protocol-levels", "Cells of one table", ("table", "protocol and environment"), rows, (0, 1))]
@@ -78,11 +80,17 @@ def protocol_section(study: Study, found: dict[str, Comparison]) -> Section:
         else []
     )
     blocks += [prose(f"Waived: {text}", tone="warn") for text in waived] or [prose("No difference is waived.")]
+    for stage, codes in accepted.items():
+        entries = [e for e in study.accepted if e.stage == stage.split("[")[0] and set(codes) & set(e.codes)]
+        reasons = "; ".join(e.reason for e in entries)
+        blocks.append(
+            prose(f"Accepted: the codes {', '.join(codes)} of {stage} count as one ({reasons}).", tone="warn")
+        )
     if footnotes:
         blocks.append(
             table(
                 "protocol-footnotes",
-                "Placement and code that differ",
+                "Placement that differs",
                 ("field and cells",),
                 [[text] for text in footnotes],
             )
@@ -99,7 +107,7 @@ def fingerprints(study: Study) -> dict[str, dict[str, str]]:
     for node in study.records:
         if node.cell is not None:
             chain = [record for part in (*study.ancestors(node), node) if (record := study.record(part)) is not None]
-            found.setdefault(str(node.instrument), {})[node.label] = fingerprint(chain).id
+            found.setdefault(str(node.instrument), {})[node.label] = fingerprint(chain, accepted=study.accepted).id
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from workflow.accepted import Acceptance, read_accepted
 from workflow.config import Config
 from workflow.data.gates import contaminated, read_gates
 from workflow.fingerprint import Comparison, compare, fingerprint
@@ -58,6 +59,11 @@ class Study:
     @cached_property
     def conditions(self) -> list[str]:
         return [c.name for c in self.config.conditions if c.enabled]
+
+    @cached_property
+    def accepted(self) -> tuple[Acceptance, ...]:
+        """Codes that somebody says give the same numbers."""
+        return read_accepted()
 
     @cached_property
     def arms(self) -> list[str | None]:
@@ -147,7 +153,7 @@ class Study:
         for node in nodes:
             chain = [*(self.ancestors(node) if whole_chain else node.parents[:1] * (node.stage == "judge")), node]
             found = [record for part in chain if (record := self.record(part)) is not None]
-            prints[node.label] = fingerprint(found)
+            prints[node.label] = fingerprint(found, accepted=self.accepted)
         return compare(prints, self.config.waivers)
 
 
