@@ -318,6 +318,14 @@ class Replicate(Section):
     up_to: Annotated[int, Field(ge=2)]
 
 
+class OverlapAllowed(Section):
+    """A training set that may hold questions of an evaluation set; plan, record and report give the reason."""
+
+    training: Name
+    evaluation: Name
+    reason: str = Field(min_length=1)
+
+
 class Waiver(Section):
     """Lets cells of another protocol or environment stand in one table; the report prints the reason.
 

@@ -31,7 +31,7 @@ from workflow.store import data_path, record_path, write_jsonl
         ("unique_questions", 150),
         ("questions", "another"),
         ("sources", ["c"]),
-        ("builder", "coupling 2"),
+        ("builder", "coupling 1"),
     ],
 )
 def test_lesson_20_an_unbalanced_factorial_is_refused_unless_told(typed, field, value):

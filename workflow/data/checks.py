@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from workflow.config import Config, ConfigError, sources, uses
+from workflow.data.contamination import MEASURED, normalise
 from workflow.data.gates import CHECKS, NONE, Gate, Gates, overlap_gate, read_gates, refusal, write_gates
 from workflow.data.lock import BUILDERS, Lock
-from workflow.data.overlap import normalise
 from workflow.keys import digest
 from workflow.sections import Condition
 from workflow.store import read_jsonl
@@ -50,7 +50,11 @@ def evaluation_sets(config: Config) -> list[str]:
 def told_to_stages(config: Config, pins: Lock) -> dict[str, Any]:
     """What `workflow.data.gates.enforce` needs to know of the config, as `gates` of a training's placement."""
     sets = {name: {"id": pins[name].id, "md5": pins[name].md5} for name in evaluation_sets(config)}
-    return {"overlap": config.overlap, "evaluations": sets}
+    allowed: dict[str, dict[str, str]] = {}
+    for pair in config.overlap_allowed:
+        if pair.training in pins:
+            allowed.setdefault(pins[pair.training].id, {})[pair.evaluation] = pair.reason
+    return {"overlap": config.overlap, "evaluations": sets, "allowed": allowed}
 
 
 # --- when data are pinned -------------------------------------------------------------------------------------------
@@ -76,6 +80,10 @@ def measure(config: Config, pins: Lock, files: Mapping[str, Path], report: Calla
                 pair = (pins[name].md5, files[name]), (pins[other].md5, files[other])
                 found.append(overlap_gate(f"{name} x {other}", *pair))
                 report(f"overlap: {found[-1]}")
+                if near := found[-1].near():
+                    report(f"overlap: {near}")
+    if any(gate.check == "overlap" for gate in found):
+        report(f"overlap: {MEASURED}")
     pinned = {pin.md5 for pin in pins.values()}
     if found or any(gate.training not in pinned for gate in known.values()):
         write_gates(found, keep=pinned)
@@ -130,11 +138,14 @@ def check(config: Config, pins: Lock, gates: Gates) -> Checked:
     refusals: list[str] = []
     warnings: list[str] = []
     unseen: dict[str, list[str]] = {}
+    allowed = {(pair.training, pair.evaluation): pair.reason for pair in config.overlap_allowed}
     for name in training_sets(config):
         for other in evaluation_sets(config):
             gate = gates.get(("overlap", pins[name].md5, pins[other].md5))
             if gate is None:
                 unseen.setdefault(name, []).append(other)
+            elif gate.hits and (name, other) in allowed:
+                warnings.append(f"overlap: {gate}; allowed, because {allowed[name, other]}")
             elif gate.hits and config.overlap == "refuse":
                 refusals.append(f"overlap: {refusal(gate)}")
             elif gate.hits:
