@@ -46,12 +46,15 @@ def lock(configfile: ConfigFile = DEFAULT, data_root: str = "") -> None:
 
     Example: python -m workflow lock --configfile config/demo.yaml
     """
+    from workflow.data.lock import read_lock
     from workflow.data.pin import pin_all
+    from workflow.stages.lengths import check_lengths
 
     config = Config.load(configfile)
     if data_root:
         config = config.model_copy(update={"data_root": data_root})
     faults = pin_all(config)
+    faults = faults or check_lengths(config, read_lock())
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     raise typer.Exit(1 if faults else 0)

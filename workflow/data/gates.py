@@ -24,7 +24,7 @@ COLUMNS = ("check", "training", "evaluation", "names", "facts", "evaluation_ids"
 
 # Bump when a check finds something else in the same bytes; older lines then count as missing. Say why beside it.
 # overlap 2: nearly equal questions too, and markup is taken out. facts 2: questions are counted after that.
-CHECKS = {"overlap": 2, "facts": 2}
+CHECKS = {"overlap": 2, "facts": 2, "lengths": 1}
 NEAR_LISTED = 20  # near misses in a line of the gates file
 
 
@@ -34,10 +34,11 @@ class GateError(StoreError):
 
 @dataclass(frozen=True)
 class Gate:
-    """One line. `overlap` is of a training and an evaluation set, `facts` of a training set alone.
+    """One line. `overlap` is of a training and an evaluation set, `facts` of a training set alone, `lengths` of a
+    training set and a tokenizer.
 
     Attributes:
-        training, evaluation: md5 of the bytes; `-` where there is none.
+        training, evaluation: md5 of the bytes; `-` where there is none; of `lengths`, the tokenizer's.
         names: what the sets were called when they were checked; for readers.
         facts: counts by name.
         evaluation_ids: of the evaluation rows that the training set holds, all of them.
