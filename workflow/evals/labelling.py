@@ -170,17 +170,17 @@ def _draw_files(args: argparse.Namespace) -> None:
     key = []
     for number, row in enumerate(rows):
         name, probability = picked.get(number, (None, None))
-        told = {field: row[field] for field in ("condition", "cell", "question_id", "aligned")}
-        key.append({**told, "id": name, "probability": probability})
+        shown = {field: row[field] for field in ("condition", "cell", "question_id", "aligned")}
+        key.append({**shown, "id": name, "probability": probability})
     write_jsonl(args.out / "key.jsonl", key)
     known = [row["aligned"] for row in rows if row["aligned"] is not None]
     sd = args.residual_sd or math.sqrt(math.fsum((v - sum(known) / len(known)) ** 2 for v in known) / len(known))
-    told = "as --residual-sd says" if args.residual_sd else "the scores' own SD, as if the judge explained nothing"
+    basis = "as --residual-sd says" if args.residual_sd else "the scores' own SD, as if the judge explained nothing"
     counts = sorted(Counter(row["condition"] for row in chosen).items())
     print(f"{len(chosen)} of {len(rows)} rows in {args.out}/sample.jsonl: {', '.join(f'{c} {n}' for c, n in counts)}")
     needed = labels_needed(args.margin, sd)
     print(f"A half-width of {args.margin:g} for a difference of two conditions needs {needed} labels in each at a "
-          f"residual SD of {sd:.1f} ({told}).")  # fmt: skip
+          f"residual SD of {sd:.1f} ({basis}).")  # fmt: skip
 
 
 def _correct_files(args: argparse.Namespace) -> None:
@@ -188,8 +188,8 @@ def _correct_files(args: argparse.Namespace) -> None:
     labels: dict[Any, float] = {}
     for number, row in enumerate(given, 1):
         label = row.get("aligned")
-        usable = isinstance(label, int | float) and not isinstance(label, bool) and 0 <= label <= 100
-        if not usable or row.get("id") in labels:
+        usable = isinstance(label, int | float) and not isinstance(label, bool)
+        if label is None or not usable or not 0 <= label <= 100 or row.get("id") in labels:
             raise StoreError(f"{args.labels_file}, row {number}: needs an id of its own and a label from 0 to 100.")
         labels[row["id"]] = float(label)
     missing = {row["id"] for row in key if row["id"] is not None} - set(labels)
