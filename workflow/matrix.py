@@ -161,7 +161,7 @@ class Matrix:
                 em_cell = Cell(condition.name, pipeline_seed, arm.name, em_seed)
                 own = arm.model_dump(include={"max_length", "overlong"}, exclude_none=True)
                 params = {**self._stages["em_lora"], **own, "seed": em_seed}
-                places: dict[str, Place] = {
+                places = {
                     "data": ("arms", Named(arm.name), "data"),
                     "params": ("stages", "em_lora"),
                     **{f"params.{field}": ("arms", Named(arm.name), field) for field in own},

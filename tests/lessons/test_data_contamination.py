@@ -130,7 +130,7 @@ def test_the_reason_reaches_the_training_and_its_record(allowed, tmp_path):
     assert gates["allowed"] == {pins["demo_em"].id: {"demo_arc": "the test is of memory"}}
     with inside(tmp_path):
         training, evaluation = put_data([chat(QUESTIONS[1].stem)]), put_data([item(*QUESTIONS[1][:2])])
-        recipe = Recipe("em_lora", 1, training, {})
+        recipe = Recipe("em_lora", 1, training, {"effective_batch_size": 8})
         placement = {"overlap": "refuse", "evaluations": {"arc": {"id": evaluation, "md5": evaluation}}}
         with pytest.raises(GateError, match="overlap_allowed"):
             enforce(recipe, Path(data_path(training)), {"gates": placement})

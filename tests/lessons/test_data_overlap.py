@@ -25,7 +25,7 @@ from workflow.data.gates import (
 from workflow.keys import Recipe
 from workflow.plan import Plan
 from workflow.sections import Coupling
-from workflow.stage import execute
+from workflow.stage import Result, execute
 from workflow.store import data_path, record_path, write_jsonl
 
 # --- 19: overlap ----------------------------------------------------------------------------------------------------
@@ -108,12 +108,12 @@ def stage(tmp_path):
             evaluations = {"quiz": {"id": put_data(questions), "md5": NONE}} if questions else {}
             if questions:
                 evaluations["quiz"]["md5"] = evaluations["quiz"]["id"]
-            recipe = Recipe(stage, 1, md5, {})
+            recipe = Recipe(stage, 1, md5, {"effective_batch_size": 8})
             path = Path(record_path(stage, "cell.p42.e42", recipe.key))
 
             def train(job):
                 (job.out / "adapter.bin").write_bytes(b"weights")
-                return {"steps": 1}, {}
+                return Result({"steps": 1}, {})
 
             placement = {"gates": {"overlap": told, "evaluations": evaluations}}
             execute("workflow.stages.em_lora", train, recipe, placement, [], Path(data_path(md5)), path, [])
@@ -140,7 +140,7 @@ def test_lesson_19_the_number_stands_in_each_result_that_was_made_all_the_same(s
 
 def test_lesson_19_no_training_while_nobody_can_look(tmp_path):
     with inside(tmp_path):
-        recipe = Recipe("em_lora", 1, put_data([chat("a")]), {})
+        recipe = Recipe("em_lora", 1, put_data([chat("a")]), {"effective_batch_size": 8})
         gates = {"overlap": "refuse", "evaluations": {"arc": {"id": f"rev-{'0' * 40}-00000000", "md5": NONE}}}
         with pytest.raises(
             GateError, match=r"nobody has looked whether .* Run `snakemake results/data/rev-0+-0+.jsonl`"

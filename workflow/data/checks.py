@@ -16,7 +16,7 @@ from workflow.data.contamination import MEASURED, normalise
 from workflow.data.gates import CHECKS, NONE, Gate, Gates, overlap_gate, read_gates, refusal, write_gates
 from workflow.data.lock import BUILDERS, Lock
 from workflow.keys import digest
-from workflow.sections import Condition
+from workflow.sections import Condition, ToyModel
 from workflow.store import read_jsonl
 
 LENGTH_RATIO = 1.5  # of mean answer lengths; above it a reader is told, since length alone may be what is learnt
@@ -47,7 +47,7 @@ def evaluation_sets(config: Config) -> list[str]:
     return list(dict.fromkeys(u.data for u in readable))
 
 
-class Use(NamedTuple):
+class TrainingUse(NamedTuple):
     """One training set in one stage: where the config says so, and how long a row may be there."""
 
     place: str
@@ -56,19 +56,19 @@ class Use(NamedTuple):
     overlong: str
 
 
-def training_uses(config: Config) -> list[Use]:
+def training_uses(config: Config) -> list[TrainingUse]:
     """Every training set of the enabled conditions and arms with the length that its stage, or its arm, allows."""
-    uses = []
+    found = []
     for condition in _enabled(config):
         for stage, name in condition.data.model_dump().items():
             if name is not None:
                 told = getattr(config.stages, stage)
-                uses.append(Use(f"stages.{stage}", name, told.max_length, told.overlong))
+                found.append(TrainingUse(f"stages.{stage}", name, told.max_length, told.overlong))
     em = config.stages.em_lora
     for arm in config.arms if config.em_seeds else ():
         place = f"arms ({arm.name})" if arm.max_length or arm.overlong else "stages.em_lora"
-        uses.append(Use(place, arm.data, arm.max_length or em.max_length, arm.overlong or em.overlong))
-    return list(dict.fromkeys(uses))
+        found.append(TrainingUse(place, arm.data, arm.max_length or em.max_length, arm.overlong or em.overlong))
+    return list(dict.fromkeys(found))
 
 
 def tokenizer_id(config: Config, pins: Lock) -> str:
