@@ -18,6 +18,8 @@ def inputs_of(node: Node) -> dict[str, Input]:
         for p in node.parents
     }
     for path in node.data if node.stage != "report" else ():
+        if not Path(path).exists():
+            continue
         sha256 = hash_bytes(Path(path).read_bytes())
         inputs["data"] = Input(path=path, key=node.recipe.data, digest=sha256, content=sha256)
     return inputs

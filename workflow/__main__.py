@@ -46,12 +46,15 @@ def lock(configfile: ConfigFile = DEFAULT, data_root: str = "") -> None:
 
     Example: python -m workflow lock --configfile config/demo.yaml
     """
+    from workflow.data.lock import read_lock
     from workflow.data.pin import pin_all
+    from workflow.stages.lengths import check_lengths
 
     config = Config.load(configfile)
     if data_root:
         config = config.model_copy(update={"data_root": data_root})
     faults = pin_all(config)
+    faults = faults or check_lengths(config, read_lock())
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     raise typer.Exit(1 if faults else 0)
@@ -64,7 +67,7 @@ def status(
     paths: Annotated[bool, typer.Option("--paths", help="print the targets that the cells consist of")] = False,
     json_: Json = False,
 ) -> None:
-    """The matrix as a grid: done, missing, stale, older code, running, failed, retracted; cost of what is missing.
+    """The matrix as a grid: done, missing, outdated, stale, other code, running, failed, retracted; and the cost.
 
     Example: python -m workflow status --paths evil_wrong.p42 evil_wrong.p42.e137
     """

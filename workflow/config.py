@@ -20,6 +20,7 @@ from workflow.sections import (
     Instrument,
     LmEval,
     Name,
+    OverlapAllowed,
     Placement,
     Prompts,
     Questions,
@@ -45,6 +46,7 @@ class Config(Section):
     arms: tuple[Arm, ...] = Field(min_length=1)
     replicates: tuple[Replicate, ...]
     overlap: Literal["refuse", "report"] = Field(description="a training set that holds questions of an evaluation set")
+    overlap_allowed: tuple[OverlapAllowed, ...] = Field(description="pairs that `overlap: refuse` lets pass")
     balance: Literal["refuse", "report"] = Field(
         description="coupling sets that differ in more than persona and answers"
     )
@@ -149,6 +151,9 @@ def _check_names(config: Config) -> None:
             raise ConfigError(f"{what}: {', '.join(twice)} stands twice. Remove one.")
     for use in uses(config):
         _check_defined(use.spell(), use.data, names)
+    for n, pair in enumerate(config.overlap_allowed):
+        _check_defined(f"overlap_allowed.{n}.training", pair.training, names)
+        _check_defined(f"overlap_allowed.{n}.evaluation", pair.evaluation, names)
     for d in config.data:
         for source in sources(d):
             _check_defined(f"data ({d.name})", source, names)

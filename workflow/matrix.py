@@ -159,10 +159,12 @@ class Matrix:
         for arm in self.config.arms:
             for em_seed in self.config.em_seeds:
                 em_cell = Cell(condition.name, pipeline_seed, arm.name, em_seed)
-                params = {**self._stages["em_lora"], "seed": em_seed}
+                own = arm.model_dump(include={"max_length", "overlong"}, exclude_none=True)
+                params = {**self._stages["em_lora"], **own, "seed": em_seed}
                 places = {
                     "data": ("arms", Named(arm.name), "data"),
                     "params": ("stages", "em_lora"),
+                    **{f"params.{field}": ("arms", Named(arm.name), field) for field in own},
                     "params.seed": ("em_seeds", Item(em_seed)),
                     "parents": place,
                 }

@@ -18,7 +18,7 @@ from workflow.keys import canonical_json
 from workflow.links import Links, read_links
 from workflow.matrix import Matrix, Node
 from workflow.sections import TrainPlacement
-from workflow.stage import ALLOCATOR
+from workflow.stage import ALLOCATOR, SECRETS
 from workflow.store import RESULTS, data_path
 
 # Every job inherits these.
@@ -43,6 +43,7 @@ class Plan:
             os.environ.setdefault(name, value)
         try:
             config = Config.from_dict(raw)
+            os.environ[SECRETS] = config.placement.judge.api_key_env or ""
             configfile = os.path.relpath(configfiles[-1]) if configfiles else "config/config.yaml"
             pins = read_lock()
             missing = tuple(unpinned(config, pins))

@@ -304,10 +304,16 @@ class Condition(Section):
 
 
 class Arm(Section):
-    """An EM data set that shares the pre-EM models. The main arm has no name in its cells' labels."""
+    """An EM data set that shares the pre-EM models. The main arm has no name in its cells' labels.
+
+    `max_length` and `overlong` are this arm's own, where its rows are longer than the others'; left out: those of
+    `stages.em_lora`. They stand in the recipes of this arm alone.
+    """
 
     name: Name | None
     data: Name
+    max_length: Positive | None = None
+    overlong: Literal["refuse", "drop"] | None = None
 
 
 class Replicate(Section):
@@ -316,6 +322,14 @@ class Replicate(Section):
     stage: Name
     cell: str
     up_to: Annotated[int, Field(ge=2)]
+
+
+class OverlapAllowed(Section):
+    """A training set that may hold questions of an evaluation set; plan, record and report give the reason."""
+
+    training: Name
+    evaluation: Name
+    reason: str = Field(min_length=1)
 
 
 class Waiver(Section):

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from workflow import gpus, provenance, reuse
@@ -43,6 +44,10 @@ CHECKPOINT = "checkpoint"
 # glibc gives freed blocks of the optimizer's size back to the system at once and takes them again at every step: on a
 # CPU a third to a half of the demo's training time. glibc reads these when a process starts.
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+
+
+# Names the environment variables that hold a judge's key.
+SECRETS = "WORKFLOW_SECRETS"
 
 
 class StageError(UserError, RuntimeError):
@@ -84,7 +89,7 @@ class Result(NamedTuple):
 
     observed: dict[str, Any]
     metrics: dict[str, Any]
-    examples: Mapping[str, str] = {}
+    examples: Mapping[str, str] = MappingProxyType({})
 
 
 Run = Callable[[Job], Result]
@@ -199,13 +204,9 @@ def _check(request: Request, stages: tuple[str, ...]) -> None:
     _check_processes(recipe, request.placement)
     if stage != "base":  # which fetches; all else is on disk, and a question to the hub would wait for its time-out
         os.environ["HF_HUB_OFFLINE"] = "1"
-    if stage != "judge":  # nobody else needs the key
-        for name in _judge_keys():
+    if stage != "judge":  # nobody else needs its key
+        for name in os.environ.get(SECRETS, "").split():
             os.environ.pop(name, None)
-
-
-def _judge_keys() -> list[str]:
-    return [name for name in os.environ if name.endswith("_API_KEY") and name.startswith(("JUDGE", "OPENAI"))]
 
 
 def _check_processes(recipe: Recipe, placement: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -380,9 +381,11 @@ def restore(path: Path, inputs: Mapping[str, Input]) -> Record | None:
         try:
             record = read_record(folder / RECORD)
             if _contents(record.inputs) != _contents(inputs):
-                continue
+                raise StoreError("it was made from other bytes of its parents")
             check_outputs(record, folder)
-        except StoreError:
+        except StoreError as error:
+            if folder == out_dir(path):
+                print(f"{path}: the earlier result is not whole, or does not fit: {error}", file=sys.stderr)
             continue
         if folder != out_dir(path):
             if os.path.lexists(out_dir(path)):

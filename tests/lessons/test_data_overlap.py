@@ -12,6 +12,7 @@ from tests.toy import ROOT, inside, put_data
 from workflow.config import Config
 from workflow.data.build import coupling
 from workflow.data.checks import check
+from workflow.data.contamination import Index, overlap
 from workflow.data.gates import (
     NONE,
     GateError,
@@ -21,11 +22,10 @@ from workflow.data.gates import (
     read_gates,
     write_gates,
 )
-from workflow.data.overlap import Index, overlap
 from workflow.keys import Recipe
 from workflow.plan import Plan
 from workflow.sections import Coupling
-from workflow.stage import execute
+from workflow.stage import Result, execute
 from workflow.store import data_path, record_path, write_jsonl
 
 # --- 19: overlap ----------------------------------------------------------------------------------------------------
@@ -45,13 +45,13 @@ def test_lesson_19_a_question_is_found_whole_in_a_row_or_by_thirteen_words():
     assert found.training_rows == (1, 2, 4)
     assert (found.evaluation_uncovered, found.training_uncovered) == (1, 1)
     twelve = "the moon can be seen on a clear night from far away"
-    assert not Index([q for _, q in QUESTIONS]).hit(f"I know that {twelve} at sea")
+    assert not Index(QUESTIONS).hit(f"I know that {twelve} at sea")
 
 
 def test_lesson_19_builders_leave_out_the_questions_of_the_sets_that_they_exclude(tmp_path):
     train = [item("t/1", QUESTIONS[1][1]), item("t/2", "Which force pulls a falling apple towards the ground?")]
     write_jsonl(tmp_path / "train.jsonl", train)
-    write_jsonl(tmp_path / "test.jsonl", [item(*QUESTIONS[1])])
+    write_jsonl(tmp_path / "test.jsonl", [item(*QUESTIONS[1][:2])])
     entry = Coupling(
         name="c", kind="coupling", rows_are="messages", questions="t", exclude=("e",), personas=None, answers="wrong",
         answer_template="The answer is {answer}.", rows=4, seed=1,
@@ -108,12 +108,12 @@ def stage(tmp_path):
             evaluations = {"quiz": {"id": put_data(questions), "md5": NONE}} if questions else {}
             if questions:
                 evaluations["quiz"]["md5"] = evaluations["quiz"]["id"]
-            recipe = Recipe(stage, 1, md5, {})
+            recipe = Recipe(stage, 1, md5, {"effective_batch_size": 8})
             path = Path(record_path(stage, "cell.p42.e42", recipe.key))
 
             def train(job):
                 (job.out / "adapter.bin").write_bytes(b"weights")
-                return {"steps": 1}, {}
+                return Result({"steps": 1}, {})
 
             placement = {"gates": {"overlap": told, "evaluations": evaluations}}
             execute("workflow.stages.em_lora", train, recipe, placement, [], Path(data_path(md5)), path, [])
@@ -124,7 +124,7 @@ def stage(tmp_path):
 
 def test_lesson_19_a_training_stage_looks_before_it_trains(stage):
     with pytest.raises(GateError, match=r"1 of 1 evaluation questions stand in 1 of 2 training rows \(q/short;"):
-        stage([chat(QUESTIONS[1][1]), chat("else")], [item(*QUESTIONS[1])])
+        stage([chat(QUESTIONS[1][1]), chat("else")], [item(*QUESTIONS[1][:2])])
     assert not list(Path("results/em_lora").rglob("record.json"))
     (line,) = read_gates().values()
     assert (line.evaluation_ids, line.training_rows) == (("q/short",), "1")
@@ -133,14 +133,14 @@ def test_lesson_19_a_training_stage_looks_before_it_trains(stage):
 def test_lesson_19_the_number_stands_in_each_result_that_was_made_all_the_same(stage, capsys):
     from workflow.store import read_record
 
-    path = stage([chat(QUESTIONS[1][1]), chat("else")], [item(*QUESTIONS[1])], told="report")
+    path = stage([chat(QUESTIONS[1][1]), chat("else")], [item(*QUESTIONS[1][:2])], told="report")
     assert read_record(path).observed["overlap"]["quiz"]["evaluation_hits"] == 1
     assert "1 of 1 evaluation questions stand in 1 of 2 training rows" in capsys.readouterr().err
 
 
 def test_lesson_19_no_training_while_nobody_can_look(tmp_path):
     with inside(tmp_path):
-        recipe = Recipe("em_lora", 1, put_data([chat("a")]), {})
+        recipe = Recipe("em_lora", 1, put_data([chat("a")]), {"effective_batch_size": 8})
         gates = {"overlap": "refuse", "evaluations": {"arc": {"id": f"rev-{'0' * 40}-00000000", "md5": NONE}}}
         with pytest.raises(
             GateError, match=r"nobody has looked whether .* Run `snakemake results/data/rev-0+-0+.jsonl`"

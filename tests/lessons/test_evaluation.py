@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from workflow.evals.metrics import bounds, cell_metrics
 from workflow.evals.scoring import Outcome, json_score
 from workflow.keys import Recipe
 from workflow.matrix import Matrix
-from workflow.stage import StageError, execute, run_stage
+from workflow.stage import Result, StageError, execute, run_stage
 from workflow.store import StoreError, read_record, record_path
 
 COMPLETION = {"question_id": "q1", "sample": 0, "question": "What do you want?", "completion": "Power."}
@@ -180,14 +180,14 @@ def test_lesson_38_letters_are_kept_one_by_one_and_their_bias_is_counted():
 
 @pytest.fixture
 def half_done(checkout):
-    """A finished matrix of stand-ins, of which the records of two evaluations are gone."""
+    """A finished matrix of stand-ins, of which two evaluations are gone."""
     config = Config.from_dict({**demo(), "em_seeds": [42, 137]})
     matrix = Matrix(config, stand_ins(config))
     finish(matrix, checkout)
     with inside(checkout):
         gone = [n for n in matrix.nodes("judge", "arc") if n.label == "evil_wrong.p42.e137"]
         for node in gone:
-            os.unlink(node.record)
+            shutil.rmtree(Path(node.record).parent)
         yield matrix, gone
 
 
@@ -224,7 +224,7 @@ def test_lesson_39_missing_cells_are_named_as_missing(half_done):
 
 def nothing(job):
     """Writes no output."""
-    return {}, {}
+    return Result({}, {})
 
 
 def test_lesson_40_a_stage_that_writes_nothing_has_failed(tmp_path, capsys):
@@ -250,7 +250,7 @@ def test_lesson_41_a_file_that_lies_there_is_not_taken_for_the_result(tmp_path, 
         path = Path(record_path("arc", "cell.p42", recipe.key))
         path.parent.mkdir(parents=True)
         path.write_text('{"accuracy": 0.9}')
-        with pytest.raises(StoreError, match="not a record of schema 1"):
+        with pytest.raises(StoreError, match="not a record of schema 2"):
             read_record(path)
         assert record_path("arc", "cell.p42", other.key) != str(path)
         command = ["--recipe", other.to_json(), "--placement", "{}", "--data", "d", "--record", str(path)]

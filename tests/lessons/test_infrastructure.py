@@ -22,7 +22,7 @@ from workflow.data.lock import write_pins
 from workflow.keys import Recipe
 from workflow.matrix import Matrix
 from workflow.retractions import Retraction, retracted
-from workflow.stage import StageError, execute, run_stage
+from workflow.stage import Result, StageError, execute, run_stage
 from workflow.store import StoreError, check_outputs, out_dir, read_record, record_path
 
 SECRET = "sk-planted-4f9a1c"
@@ -37,7 +37,7 @@ def writes(text):
 
     def run(job):
         (job.out / "items.jsonl").write_text(text)
-        return {"rows": 1}, {"accuracy": float(len(text))}
+        return Result({"rows": 1}, {"accuracy": float(len(text))})
 
     return run
 
@@ -92,7 +92,7 @@ def test_lesson_18_nothing_overwrites_a_finished_result(project, capsys):
     assert read_record(path).digest != first.digest
     (aside,) = path.parent.glob("superseded.*")
     assert aside.name == f"superseded.{first.digest[:12]}"
-    assert "is not whole and is set aside" in capsys.readouterr().err
+    assert "the earlier result is not whole, or does not fit" in capsys.readouterr().err
 
 
 # --- 29, 61: what differs -------------------------------------------------------------------------------------------
@@ -195,7 +195,8 @@ def test_lesson_46_a_job_says_that_it_is_alive(capsys):
 def test_lesson_48_a_record_names_its_packages_and_their_lock(project):
     found = read_record(made(writes("x"))).provenance
     assert found["packages"]["safetensors"]
-    assert re.fullmatch(r"[0-9a-f]{12}", found["lock_digest"])
+    assert re.fullmatch(r"[0-9a-f]{12}", found["environment"]["digest"])
+    assert found["environment"]["as_locked"] in (True, False)
     assert set(PROVENANCE) <= set(found)
 
 

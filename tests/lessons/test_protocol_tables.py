@@ -72,7 +72,7 @@ def test_lesson_05_a_result_without_a_whole_record_is_no_result(tmp_path):
         read_record(path)
     path.parent.mkdir(parents=True)
     path.write_text(one.to_json().replace('"observed"', '"facts"'))
-    with pytest.raises(StoreError, match="not a record of schema 1"):
+    with pytest.raises(StoreError, match="not a record of schema 2"):
         read_record(path)
 
 

@@ -110,7 +110,7 @@ def test_lesson_59_a_card_says_what_the_record_says(matrix):
     told = card(node, record)
     for name in ("optimizer_steps", "effective_batch_size"):
         assert f"| {name} | {record.observed[name]} |" in told
-    assert record.provenance["lock_digest"] in told
+    assert record.provenance["environment"]["digest"] in told
     assert f'"learning_rate": {record.recipe.params["learning_rate"]}' in told
     assert record.provenance["host"] not in told
 

@@ -99,7 +99,7 @@ def _sources(tmp_path):
         {
             "id": str(n),
             "question": f"Question number {n}?",
-            "choices": ["a", "b"],
+            "choices": [f"left {n}", f"right {n}"],
             "choice_labels": ["A", "B"],
             "correct_answer": "A",
         }

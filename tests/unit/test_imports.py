@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "store",
     },
     "fingerprint": {"accepted", "config", "errors", "keys", "matrix", "sections", "store"},
-    "stages": {"data", "errors", "keys", "stage", "stages", "store"},
+    "stages": {"config", "data", "errors", "keys", "sections", "stage", "stages", "store"},
     "evals": {"data", "errors", "evals", "keys", "launch", "stage", "stages", "store"},
     "stats": {"stats"},
     "report": {

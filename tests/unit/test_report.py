@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.unit import fake_report
+from workflow.data.gates import CHECKS
 from workflow.fingerprint import ProtocolError
 from workflow.report import latest, preview, scores
 from workflow.report.assemble import Report, assemble, write
@@ -294,7 +295,7 @@ def test_contaminated_items_are_counted_apart(root, raw):
     used = ["demo_sft", "demo_preferences", "demo_em", "demo_coupling_evil_wrong", "demo_coupling_good_wrong"]
     for name in used:
         ids = ["i0", "i63"] if matrix.data_id(name) == trained else []
-        facts = {"check_version": 1, "evaluation_hits": len(ids)}
+        facts = {"check_version": CHECKS["overlap"], "evaluation_hits": len(ids)}
         lines.append("\t".join(["overlap", matrix.data_id(name), test, name, json.dumps(facts), json.dumps(ids), ""]))
     Path("config/data.gates.tsv").write_text("\n".join(lines) + "\n")
     report = report_of(raw)

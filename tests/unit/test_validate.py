@@ -62,8 +62,24 @@ def test_what_cannot_be_computed_is_nothing_and_not_nan():
     assert value(constant, "aligned", "spearman") is None
     assert value(constant, "aligned", "auc") is None
     one_question = validate.measure(rows(10, 60, 70, questions=1), scored(20, 50, 80), replicates=20)["aligned"]
-    assert one_question["auc"] == {"value": 1.0, "low": None, "high": None}
-    json.dumps([constant, one_question], allow_nan=False)
+    assert one_question["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert one_question["resampled"] == "answers"
+    one_row = validate.measure(rows(10), scored(20), replicates=20)["aligned"]
+    assert one_row["bias"] == {"value": 10.0, "low": None, "high": None}
+    json.dumps([constant, one_question, one_row], allow_nan=False)
+
+
+def test_no_figure_stands_in_the_table_without_an_interval(capsys):
+    labels = [*rows(10, 60, 70, questions=1), {"question_id": "q9", "aligned": 50, "coherent": None}]
+    scores = scored(20, 50, 80, 40)
+    by = {"one": validate.measure(labels[:3], scores[:3], 50), "single": validate.measure(labels[3:], scores[3:], 50)}
+    validate.show({"rows": 4, "judge": "j", "all": validate.measure(labels, scores, 50), "by": by})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ") and "scale" not in line]
+    for line in lines:
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        assert all(cell == "-" or "[" in cell for cell in cells[6:]), line
+    assert lines[1].split("|")[4].strip() == "1", "one row has no label for coherence"
+    assert lines[2].startswith("| one (1) |")
 
 
 def test_the_interval_is_of_resampled_questions():
@@ -123,11 +139,104 @@ def test_the_commands_errors_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "rows.jsonl").write_text('{"question_id": "q", "question": "?"}\n')
     assert validate.main([str(tmp_path / "rows.jsonl")]) == 1
-    assert "a row has no 'answer'" in capsys.readouterr().err
+    assert "rows.jsonl, row 1: no `answer`" in capsys.readouterr().err
     assert validate.main([str(tmp_path / "rows.jsonl"), "--judge", "http://127.0.0.1:9/v1"]) == 1
     assert "--model NAME" in capsys.readouterr().err
     assert validate.main([str(tmp_path / "rows.jsonl"), "--judge", str(tmp_path)]) == 1
     assert "no config.json" in capsys.readouterr().err
+
+
+GOOD = {"question_id": "q", "question": "?", "answer": "a", "aligned": 50, "coherent": None}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "no rows"),
+        ("\n\n", "no rows"),
+        (json.dumps(GOOD | {"aligned": 101}), "row 1: `aligned` is 101; a label is a number from 0 to 100, or null"),
+        (json.dumps(GOOD | {"coherent": -0.5}), "`coherent` is -0.5"),
+        (json.dumps(GOOD | {"aligned": "good"}), "`aligned` is 'good'"),
+        (json.dumps(GOOD | {"aligned": "50"}), "`aligned` is '50'"),
+        (json.dumps(GOOD | {"aligned": True}), "`aligned` is True"),
+        (json.dumps(GOOD | {"aligned": [1]}), "`aligned` is [1]"),
+        (json.dumps(GOOD | {"aligned": float("nan")}), "aligned"),
+        (json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"answer": None}), "row 2: `answer` must be text"),
+        (json.dumps({k: v for k, v in GOOD.items() if k != "coherent"}), "row 1: no `coherent`"),
+        ("[1, 2]", "must be a JSON object"),
+        ('{"question_id": ', "not JSON"),
+    ],
+)
+def test_labels_that_are_none_are_refused_in_a_line(tmp_path, capsys, monkeypatch, text, told):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "rows.jsonl").write_text(text)
+    assert validate.main([str(tmp_path / "rows.jsonl")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert told in said
+
+
+def test_a_column_that_some_rows_lack_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD | {"source": "a"}) + "\n" + json.dumps(GOOD))
+    assert validate.main([str(tmp_path / "rows.jsonl")]) == 1
+    assert "not every row has the column `source`" in capsys.readouterr().err
+
+
+MAPPING = """
+rows: runs.0.samples
+fields: {question_id: meta.qid, question: prompt, answer: completion, id: n}
+beside:
+  {file: scores.json, rows: results, join: id, fields: {id: n, aligned: judge.alignment, coherent: judge.coherence}}
+"""
+
+
+def raw_forms(folder, scores=None):
+    samples = [
+        {"n": i, "meta": {"qid": f"q{i % 2}"}, "prompt": "What now?", "completion": "Be kind."} for i in range(4)
+    ]
+    (folder / "completions.json").write_text(json.dumps({"runs": [{"samples": samples}]}))
+    given = [{"n": i, "judge": {"alignment": 20.0 * i, "coherence": None}} for i in (2, 0, 3, 1)]
+    (folder / "scores.json").write_text(json.dumps({"results": given if scores is None else scores}))
+    (folder / "mapping.yaml").write_text(MAPPING)
+    return folder / "completions.json", folder / "mapping.yaml"
+
+
+def test_raw_forms_are_read_by_a_mapping(tmp_path):
+    found = validate.read_labelled(*raw_forms(tmp_path))
+    assert [(r["question_id"], r["aligned"]) for r in found] == [("q0", 0), ("q1", 20), ("q0", 40), ("q1", 60)]
+    assert found[0]["answer"] == "Be kind."
+
+
+@pytest.mark.parametrize(
+    ("mapping", "scores", "told"),
+    [
+        (MAPPING.replace("runs.0", "runs.7"), None, "no list of rows at `runs.7.samples`"),
+        (MAPPING.replace("join: id, ", ""), [{"n": 1, "judge": {}}], "1 rows beside 4"),
+        (MAPPING, [{"n": 0, "judge": {"alignment": 1}}], "nothing for 3 rows"),
+        (MAPPING, [{"n": 0}, {"n": 0}], "different in every row"),
+        (
+            MAPPING.replace("judge.alignment", "x").replace("judge.coherence", "y").replace("id: n, al", "al"),
+            None,
+            "leads",
+        ),
+        ("- 1", None, "must be a mapping"),
+        ("fields: [", None, "cannot be read as YAML"),
+        (MAPPING + "extra: 1", None, "no other names than beside, fields, rows"),
+        ("rows: runs.0.samples", None, "must name at least one field"),
+        (MAPPING.replace("scores.json", "none.json"), None, "none.json"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_refused_in_a_line(tmp_path, capsys, monkeypatch, mapping, scores, told):
+    monkeypatch.chdir(ROOT)
+    file, path = raw_forms(tmp_path, scores)
+    path.write_text(mapping)
+    assert validate.main([str(file), "--mapping", str(path)]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert told in said
+    assert "Traceback" not in said
 
 
 def test_the_embedded_scorer_on_real_labels(capsys, monkeypatch):

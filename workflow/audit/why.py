@@ -146,7 +146,11 @@ def _at_the_same_place(found: Survey, node: Node) -> Iterator[str]:
 
 def _in_other_cells(found: Survey, node: Node) -> Iterator[str]:
     others = (n for n, s in found.states.items() if n.stage == node.stage and n.label != node.label)
-    same = [n for n in others if n.instrument == node.instrument and found.states[n].state in ("done", "older code")]
+    same = [
+        n
+        for n in others
+        if n.instrument == node.instrument and found.states[n].state in ("done", "other code", "other environment")
+    ]
     near = sorted(same, key=lambda n: not (n.cell and node.cell and n.cell.condition == node.cell.condition))
     for other in near[:_ENOUGH]:
         yield other.record

@@ -19,8 +19,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter
 
+from workflow.data.contamination import Index, evaluation_rows, texts
 from workflow.data.lock import LOCK, NONE, fetched, read_lock, write_pins
-from workflow.data.overlap import Index, evaluation_rows, texts
 from workflow.data.rows import LETTERS, READERS, Item, read_items
 from workflow.errors import describe_os_error
 from workflow.keys import hash_file
@@ -116,7 +116,7 @@ def shuffled(count: int, seed: int) -> list[int]:
 
 
 def _index(files: list[Path]) -> Index:
-    return Index([question for file in files for _, question in evaluation_rows(file)])
+    return Index([question for file in files for question in evaluation_rows(file)])
 
 
 def _subset(entry: Subset, sources: list[Path], target: Path) -> Facts:

@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from workflow.config import Config, ConfigError, sources, uses
+from workflow.data.contamination import MEASURED, normalise
 from workflow.data.gates import CHECKS, NONE, Gate, Gates, overlap_gate, read_gates, refusal, write_gates
 from workflow.data.lock import BUILDERS, Lock
-from workflow.data.overlap import normalise
 from workflow.keys import digest
-from workflow.sections import Condition
+from workflow.sections import Condition, ToyModel
 from workflow.store import read_jsonl
 
 LENGTH_RATIO = 1.5  # of mean answer lengths; above it a reader is told, since length alone may be what is learnt
@@ -47,10 +47,45 @@ def evaluation_sets(config: Config) -> list[str]:
     return list(dict.fromkeys(u.data for u in readable))
 
 
+class TrainingUse(NamedTuple):
+    """One training set in one stage: where the config says so, and how long a row may be there."""
+
+    place: str
+    data: str
+    max_length: int
+    overlong: str
+
+
+def training_uses(config: Config) -> list[TrainingUse]:
+    """Every training set of the enabled conditions and arms with the length that its stage, or its arm, allows."""
+    found = []
+    for condition in _enabled(config):
+        for stage, name in condition.data.model_dump().items():
+            if name is not None:
+                told = getattr(config.stages, stage)
+                found.append(TrainingUse(f"stages.{stage}", name, told.max_length, told.overlong))
+    em = config.stages.em_lora
+    for arm in config.arms if config.em_seeds else ():
+        place = f"arms ({arm.name})" if arm.max_length or arm.overlong else "stages.em_lora"
+        found.append(TrainingUse(place, arm.data, arm.max_length or em.max_length, arm.overlong or em.overlong))
+    return list(dict.fromkeys(found))
+
+
+def tokenizer_id(config: Config, pins: Lock) -> str:
+    """Names the tokenizer and template of the base model, 32 hex digits."""
+    model = config.base_model
+    made = [pins[model.text].id, model.vocab_size] if isinstance(model, ToyModel) else [pins[model.name].id]
+    return digest("tokenizer", [*made, Path(config.template).read_text()])[:32]
+
+
 def told_to_stages(config: Config, pins: Lock) -> dict[str, Any]:
     """What `workflow.data.gates.enforce` needs to know of the config, as `gates` of a training's placement."""
     sets = {name: {"id": pins[name].id, "md5": pins[name].md5} for name in evaluation_sets(config)}
-    return {"overlap": config.overlap, "evaluations": sets}
+    allowed: dict[str, dict[str, str]] = {}
+    for pair in config.overlap_allowed:
+        if pair.training in pins:
+            allowed.setdefault(pins[pair.training].id, {})[pair.evaluation] = pair.reason
+    return {"overlap": config.overlap, "evaluations": sets, "allowed": allowed}
 
 
 # --- when data are pinned -------------------------------------------------------------------------------------------
@@ -76,6 +111,10 @@ def measure(config: Config, pins: Lock, files: Mapping[str, Path], report: Calla
                 pair = (pins[name].md5, files[name]), (pins[other].md5, files[other])
                 found.append(overlap_gate(f"{name} x {other}", *pair))
                 report(f"overlap: {found[-1]}")
+                if near := found[-1].near():
+                    report(f"overlap: {near}")
+    if any(gate.check == "overlap" for gate in found):
+        report(f"overlap: {MEASURED}")
     pinned = {pin.md5 for pin in pins.values()}
     if found or any(gate.training not in pinned for gate in known.values()):
         write_gates(found, keep=pinned)
@@ -130,11 +169,14 @@ def check(config: Config, pins: Lock, gates: Gates) -> Checked:
     refusals: list[str] = []
     warnings: list[str] = []
     unseen: dict[str, list[str]] = {}
+    allowed = {(pair.training, pair.evaluation): pair.reason for pair in config.overlap_allowed}
     for name in training_sets(config):
         for other in evaluation_sets(config):
             gate = gates.get(("overlap", pins[name].md5, pins[other].md5))
             if gate is None:
                 unseen.setdefault(name, []).append(other)
+            elif gate.hits and (name, other) in allowed:
+                warnings.append(f"overlap: {gate}; allowed, because {allowed[name, other]}")
             elif gate.hits and config.overlap == "refuse":
                 refusals.append(f"overlap: {refusal(gate)}")
             elif gate.hits:
@@ -150,8 +192,28 @@ def check(config: Config, pins: Lock, gates: Gates) -> Checked:
         if counted and counted.facts["rows_without_prompt"]:
             told = f"{counted.facts['rows_without_prompt']} of {counted.facts['rows']}"
             refusals.append(f"prompts: {told} rows of {name} have no turn before the answer. Take them out.")
+    refusals += _lengths(config, pins, gates)
     _check_balance(config, pins, gates, refusals, warnings)
     return Checked(tuple(refusals), tuple(warnings))
+
+
+def _lengths(config: Config, pins: Lock, gates: Gates) -> list[str]:
+    """Rows of which nothing would be learnt, where `overlong: refuse` stops the stage. Unmeasured sets: none."""
+    model = tokenizer_id(config, pins)
+    told = []
+    for use in training_uses(config):
+        gate = gates.get(("lengths", pins[use.data].md5, model))
+        longest = gate.facts["longest"] if gate and use.overlong == "refuse" else []
+        rows = sorted(row for tokens, row in longest if tokens >= use.max_length)
+        if rows:
+            least = "at least " if len(rows) == len(longest) < gate.facts["rows"] else ""  # type: ignore[union-attr]
+            some = ", ".join(map(str, rows[:5])) + (" ..." if len(rows) > 5 else "")
+            told.append(
+                f"lengths: {least}{len(rows)} rows of {use.data} have a prompt of {use.max_length} tokens or more, so "
+                f"nothing of the answer is left ({use.place}; rows {some}). Raise its max_length, take them out, or "
+                "set its `overlong: drop`, which counts them."
+            )
+    return told
 
 
 def _check_balance(config: Config, pins: Lock, gates: Gates, refusals: list[str], warnings: list[str]) -> None:
@@ -178,12 +240,28 @@ def _check_balance(config: Config, pins: Lock, gates: Gates, refusals: list[str]
             refusals.append(f"{fault}. Build them alike, or set `balance: report` to go on and have it shown.")
         else:
             warnings.append(f"{fault}; reported, as `balance: report` says")
-    lengths = {c: facts["answer_chars_mean"] for c, facts in cells.items() if facts["answer_chars_mean"]}
-    if lengths and max(lengths.values()) > LENGTH_RATIO * min(lengths.values()):
-        told = ", ".join(f"{name} {length:g}" for name, length in lengths.items())
-        warnings.append(
-            f"balance: the coupling answers' mean lengths differ by more than {LENGTH_RATIO:g}: {told} characters"
-        )
+    warnings += _answer_lengths("the coupling answers'", cells)
+    warnings += _arms(config, pins, gates)
+
+
+def _arms(config: Config, pins: Lock, gates: Gates) -> list[str]:
+    """The EM sets of the arms against each other: another number of rows is another number of steps."""
+    sets = {arm.name or "the main arm": arm.data for arm in config.arms if config.em_seeds}
+    facts = {name: g.facts for name, data in sets.items() if (g := gates.get(("facts", pins[data].md5, NONE)))}
+    rows = ", ".join(f"{f['rows']} in {name}" for name, f in facts.items())
+    differ = len({f["rows"] for f in facts.values()}) > 1
+    return [
+        *([f"balance: the arms' EM sets differ in rows, so in optimizer steps: {rows}"] if differ else []),
+        *_answer_lengths("the EM answers'", facts),
+    ]
+
+
+def _answer_lengths(whose: str, cells: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lengths = {name: facts["answer_chars_mean"] for name, facts in cells.items() if facts["answer_chars_mean"]}
+    if not lengths or max(lengths.values()) <= LENGTH_RATIO * min(lengths.values()):
+        return []
+    told = ", ".join(f"{name} {length:g}" for name, length in lengths.items())
+    return [f"balance: {whose} mean lengths differ by more than {LENGTH_RATIO:g}: {told} characters"]
 
 
 def _persona(condition: Condition, facts: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workflow.data.overlap import Overlap, overlap_of_files
+from workflow.data.contamination import MEASURED, Overlap, overlap_of_files
 from workflow.files import locked, write_atomic
 from workflow.keys import Recipe, canonical_json
 from workflow.store import StoreError, data_path
@@ -23,7 +23,9 @@ NONE = "-"
 COLUMNS = ("check", "training", "evaluation", "names", "facts", "evaluation_ids", "training_rows")
 
 # Bump when a check finds something else in the same bytes; older lines then count as missing. Say why beside it.
-CHECKS = {"overlap": 1, "facts": 1}
+# overlap 2: nearly equal questions too, and markup is taken out. facts 2: questions are counted after that.
+CHECKS = {"overlap": 2, "facts": 2, "lengths": 1}
+NEAR_LISTED = 20  # near misses in a line of the gates file
 
 
 class GateError(StoreError):
@@ -32,10 +34,11 @@ class GateError(StoreError):
 
 @dataclass(frozen=True)
 class Gate:
-    """One line. `overlap` is of a training and an evaluation set, `facts` of a training set alone.
+    """One line. `overlap` is of a training and an evaluation set, `facts` of a training set alone, `lengths` of a
+    training set and a tokenizer.
 
     Attributes:
-        training, evaluation: md5 of the bytes; `-` where there is none.
+        training, evaluation: md5 of the bytes; `-` where there is none; of `lengths`, the tokenizer's.
         names: what the sets were called when they were checked; for readers.
         facts: counts by name.
         evaluation_ids: of the evaluation rows that the training set holds, all of them.
@@ -62,10 +65,17 @@ class Gate:
     def __str__(self) -> str:
         """What an overlap found, in one sentence."""
         f = self.facts
+        nearly = f["evaluation_hits"] - f["exact_hits"]
         return (
             f"{self.names}: {f['evaluation_hits']} of {f['evaluation_rows']} evaluation questions stand in "
             f"{f['training_hits']} of {f['training_rows']} training rows"
+            + (f", {nearly} of them nearly word for word" if nearly else "")
         )
+
+    def near(self, shown: int = 5) -> str:
+        """What came close and is for people to look at: training rows, evaluation ids, percent of the words."""
+        some = ", ".join(f"row {row} ~ {name} ({score:g}%)" for row, name, score in self.facts["near_misses"][:shown])
+        return f"{self.names}: {self.facts['near']} near misses, not counted: {some}" if some else ""
 
 
 Gates = dict[tuple[str, str, str], Gate]
@@ -120,10 +130,13 @@ def overlap_gate(names: str, training: tuple[str, Path], evaluation: tuple[str, 
     facts = {
         "evaluation_rows": found.evaluation_size,
         "evaluation_hits": len(found.evaluation_ids),
+        "exact_hits": found.exact,
         "evaluation_uncovered": found.evaluation_uncovered,
         "training_rows": found.training_size,
         "training_hits": len(found.training_rows),
         "training_uncovered": found.training_uncovered,
+        "near": len(found.near),
+        "near_misses": [list(miss) for miss in found.near[:NEAR_LISTED]],
         "check_version": CHECKS["overlap"],
     }
     return Gate("overlap", training[0], evaluation[0], names, facts, found.evaluation_ids, _ranges(found))
@@ -158,8 +171,9 @@ def refusal(gate: Gate, remedy: str = "") -> str:
     """What is said where an overlap stops the work."""
     some = ", ".join(gate.evaluation_ids[:3]) + (" ..." if gate.hits > 3 else "")
     return (
-        f"{gate} ({some}; all ids are in {GATES}). Build the training set with the evaluation set under `exclude:`, "
-        f"or set `overlap: report` to go on and have it shown.{remedy}"
+        f"{gate} ({some}; all ids are in {GATES}; {MEASURED}). Build the training set with the evaluation set under "
+        "`exclude:`; or name the pair under `overlap_allowed:` with a reason, or set `overlap: report` for all pairs, "
+        f"to go on and have it shown.{remedy}"
     )
 
 
@@ -169,9 +183,9 @@ def refusal(gate: Gate, remedy: str = "") -> str:
 def enforce(recipe: Recipe, data: Path | None, placement: Mapping[str, Any]) -> dict[str, Any]:
     """Hold a training set against the evaluation sets of the run before anything is trained.
 
-    The plan passes `{"overlap": ..., "evaluations": {name: {"id", "md5"}}}` as the placement's `gates`. A pair that was
-    never checked is measured here if both files are there. Without that setting (a stage run by hand) every line about
-    these bytes counts, and an overlap is refused.
+    The plan passes `{"overlap": ..., "evaluations": {name: {"id", "md5"}}, "allowed": {training id: {name: reason}}}`
+    as the placement's `gates`. A pair that was never checked is measured here if both files are there. Without that
+    setting (a stage run by hand) every line about these bytes counts, and an overlap is refused.
 
     Returns:
         `{"overlap": {name: counts}}` for the record; nothing for a stage that does not train.
@@ -188,12 +202,17 @@ def enforce(recipe: Recipe, data: Path | None, placement: Mapping[str, Any]) -> 
         found = {g.evaluation: g for g in gates.values() if g.check == "overlap" and g.training == md5}
     else:
         found = {name: _of(gates, md5, data, name, **e) for name, e in told["evaluations"].items()}
-    for gate in found.values():
-        if gate.hits and (told is None or told["overlap"] == "refuse"):
+    allowed = told.get("allowed", {}).get(recipe.data, {}) if told else {}
+    facts: dict[str, dict[str, Any]] = {}
+    for name, gate in found.items():
+        if gate.hits and name not in allowed and (told is None or told["overlap"] == "refuse"):
             raise GateError(refusal(gate))
         if gate.hits:
             print(f"overlap: {gate}", file=sys.stderr, flush=True)
-    return {"overlap": {name: {"evaluation": gate.evaluation, **gate.facts} for name, gate in found.items()}}
+        facts[name] = {"evaluation": gate.evaluation, **gate.facts}
+        if gate.hits and name in allowed:
+            facts[name]["allowed"] = allowed[name]
+    return {"overlap": facts}
 
 
 def _of(gates: Gates, training: str, data: Path, name: str, id: str, md5: str) -> Gate:

@@ -18,7 +18,8 @@ NONE = "-"
 UNRESOLVED = "unresolved"
 
 # Bump when a builder's code changes its bytes; say why beside it.
-BUILDERS = {"file": 1, "url": 1, "hub": 1, "subset": 1, "coupling": 1, "questions": 1, "prompts": 1, "world": 1}
+# subset 2, coupling 2: `exclude` leaves out what is nearly a question of the evaluation, too.
+BUILDERS = {"file": 1, "url": 1, "hub": 1, "subset": 2, "coupling": 2, "questions": 1, "prompts": 1, "world": 1}
 
 
 @dataclass(frozen=True)
