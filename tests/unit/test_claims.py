@@ -80,7 +80,7 @@ VERDICTS_ON_THE_TABLE = {  # verdict, and that on all items where the contaminat
     "correct_above_wrong_size": ("confounded", "undetermined"),
     "correct_above_wrong_with_evil_persona": ("confounded", "supported"),
     "correct_above_wrong_with_good_persona": ("confounded", "equivalent"),
-    "correctness_gain_depends_on_scale": ("unverifiable", "unverifiable"),
+    "correctness_gain_depends_on_scale": ("unverifiable", ""),
     "no_interaction_on_alignment": ("undetermined", ""),
     "no_interaction_on_arc": ("confounded", "equivalence refuted"),
     "evil_wrong_matches_control_on_alignment": ("equivalent", ""),
@@ -90,7 +90,7 @@ VERDICTS_ON_THE_TABLE = {  # verdict, and that on all items where the contaminat
     "good_correct_keeps_its_alignment": ("refuted", ""),
     "evil_correct_is_best_on_arc": ("confounded", "supported"),
     "coupling_is_benign_before_em_on_alignment": ("unverifiable", ""),
-    "coupling_is_benign_before_em_on_arc": ("unverifiable", "unverifiable"),
+    "coupling_is_benign_before_em_on_arc": ("unverifiable", ""),
 }
 
 

@@ -101,7 +101,7 @@ def chance_note(claims: Claims, evidence: Evidence) -> str:
     """How often this design would support some claim by chance, by simulation."""
     share = false_support(claims, evidence)
     if share is None:
-        return ""
+        return "No claim of a difference can be judged here, so none can be supported by chance."
     return (
         f"Were there no effect at all, {share:.1%} of matrices of this design and spread would support some claim of a "
         f"difference ({MATRICES} seeded matrices)."

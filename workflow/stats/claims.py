@@ -101,10 +101,9 @@ def evaluate_claim(claim: Claim, claims: Claims, evidence: Evidence) -> ClaimRes
     on_all = on_clean = ""
     clean: tuple[int, int] | None = None
     if judged.case is not None:
-        where = judged.case.where
-        contamination = _contamination(claim, claims, evidence, where)
+        contamination = _contamination(claim, claims, evidence, judged)
         if contamination is not None:
-            on_all, clean = judged.verdict, contamination.clean
+            on_all, clean = judged.verdict if judged.members else "", contamination.clean
             if contamination.evidence is not None:
                 judged = _judge(claim, claims, contamination.evidence)
                 on_clean = judged.verdict
@@ -281,14 +280,16 @@ class _Contamination:
     half_widths: Mapping[str, tuple[float, float | None]] | None = None
 
 
-def _contamination(claim: Claim, claims: Claims, evidence: Evidence, where: Where) -> _Contamination | None:
+def _contamination(claim: Claim, claims: Claims, evidence: Evidence, judged: _Judged) -> _Contamination | None:
     """What is known of test items in the training data of the claim's conditions; None if they are all clean."""
+    assert judged.case is not None
+    where = judged.case.where
     names = conditions_of(claim, claims)
     conditions, statement = evidence.contamination.get(claim.metric, (frozenset(), ""))
     if conditions & set(names):
         return _Contamination((f"{statement}; no scores by item are there to leave them out",))
     items = evidence.items.get(where)
-    if items is None:
+    if items is None or not judged.members:
         return None
     unknown = items.unknown(names)
     reasons = [f"nobody has looked for test items in the training data of {', '.join(unknown)}"] if unknown else []
