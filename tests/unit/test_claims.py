@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
+from scipy import stats
 
-from workflow.stats.claims import evaluate_claim, evaluate_claims
+from workflow.stats import claims_text
+from workflow.stats.claims import VERDICTS, evaluate_claim, evaluate_claims, false_support
 from workflow.stats.claims_schema import Claim, Claims, load_claims
-from workflow.stats.describe import ONE_CHECKPOINT
 from workflow.stats.evidence import from_published, from_scores
-from workflow.stats.reference import load_published_table, load_retracted, single_run
+from workflow.stats.items import Items
+from workflow.stats.published import load_published_table, load_retracted, single_run
+from workflow.stats.rounding import UNDETERMINED
+from workflow.stats.samples import ONE_CHECKPOINT
 from workflow.stats.table import check_scores
 
 ROOT = Path(__file__).parents[2]
@@ -63,44 +67,57 @@ def judge(one, evidence):
 # --- the published findings -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "verdict"),
-    [
-        ("alignment_falls_in_every_condition", "supported"),
-        ("alignment_null_within_5_points", "null by equivalence"),
-        ("alignment_null_within_3_points", "refuted"),
-        ("alignment_intervals_overlap", "conditional"),
-        ("alignment_only_evil_wrong_and_evil_correct_differ", "undetermined"),
-        ("every_coupling_protects_arc", "refuted"),
-        ("correct_above_wrong_on_arc", "supported"),
-        ("correct_above_wrong_size", "refuted"),
-        ("correct_above_wrong_with_evil_persona", "supported"),
-        ("correct_above_wrong_with_good_persona", "null by equivalence"),
-        ("correctness_gain_depends_on_scale", "unverifiable"),
-        ("no_interaction_on_alignment", "refuted"),
-        ("no_interaction_on_arc", "refuted"),
-        ("evil_wrong_matches_control_on_alignment", "null by equivalence"),
-        ("evil_wrong_matches_control_on_arc", "null by equivalence"),
-        ("headline_run_is_no_replicate", "supported"),
-        ("rerun_is_a_replicate", "supported"),
-        ("good_correct_keeps_its_alignment", "refuted"),
-        ("evil_correct_is_best_on_arc", "supported"),
-        ("coupling_is_benign_before_em_on_alignment", "unverifiable"),
-        ("coupling_is_benign_before_em_on_arc", "unverifiable"),
-    ],
-)
-def test_verdicts_on_the_published_table(name, verdict):
-    assert PUBLISHED[name].verdict == verdict
-    assert verdict in PUBLISHED[name].sentence
+VERDICTS_ON_THE_TABLE = {  # verdict, and that on all items where the contamination leaves none
+    "alignment_falls_in_every_condition": ("supported", ""),
+    "alignment_null_within_5_points": ("equivalent and different", ""),
+    "alignment_null_within_3_points": ("undetermined", ""),
+    "alignment_intervals_overlap": ("conditional", ""),
+    "alignment_only_evil_wrong_and_evil_correct_differ": (UNDETERMINED, ""),
+    "every_coupling_keeps_arc_above_control": ("confounded", "refuted"),
+    "every_coupling_is_above_control_on_arc": ("confounded", "undetermined"),
+    "every_coupling_protects_arc": ("confounded", "undetermined"),
+    "correct_above_wrong_on_arc": ("confounded", "supported"),
+    "correct_above_wrong_size": ("confounded", "undetermined"),
+    "correct_above_wrong_with_evil_persona": ("confounded", "supported"),
+    "correct_above_wrong_with_good_persona": ("confounded", "equivalent"),
+    "correctness_gain_depends_on_scale": ("unverifiable", ""),
+    "no_interaction_on_alignment": ("undetermined", ""),
+    "no_interaction_on_arc": ("confounded", "equivalence refuted"),
+    "evil_wrong_matches_control_on_alignment": ("equivalent", ""),
+    "evil_wrong_matches_control_on_arc": ("confounded", "equivalent"),
+    "headline_run_is_no_replicate": ("supported", ""),
+    "rerun_is_a_replicate": ("supported", ""),
+    "good_correct_keeps_its_alignment": ("refuted", ""),
+    "evil_correct_is_best_on_arc": ("confounded", "supported"),
+    "coupling_is_benign_before_em_on_alignment": ("unverifiable", ""),
+    "coupling_is_benign_before_em_on_arc": ("unverifiable", ""),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS_ON_THE_TABLE)
+def test_verdicts_on_the_published_table(name):
+    result = PUBLISHED[name]
+    assert (result.verdict, result.on_all_items) == VERDICTS_ON_THE_TABLE[name]
+    assert result.verdict in VERDICTS
+    assert result.verdict in result.sentence
+
+
+def test_no_sentence_has_a_gap_or_a_float_sums_rest():
+    for result in (*PUBLISHED.values(), *evaluate_claims(CLAIMS, from_scores(scores()))):
+        assert "n/a" not in result.sentence
+        assert "e-1" not in result.sentence
+        assert ";." not in result.sentence
+        assert "()" not in result.sentence
 
 
 def test_every_shipped_claim_has_an_expected_verdict_and_every_finding_a_claim():
     assert {c.finding for c in CLAIMS.claims if c.finding} == {1, 2, 3, 4, 5, 6, 7}
-    assert len(PUBLISHED) == 21
+    assert set(PUBLISHED) == set(VERDICTS_ON_THE_TABLE)
 
 
 def test_finding_2_reads_three_of_four():
-    assert "in 3 of 4 cells" in PUBLISHED["every_coupling_protects_arc"].sentence
+    assert "in 3 of 4 cells" in PUBLISHED["every_coupling_is_above_control_on_arc"].sentence
+    assert "by a d of 1.8 in 0 of 4 cells" in PUBLISHED["every_coupling_keeps_arc_above_control"].sentence
 
 
 def test_overlap_has_a_verdict_per_reading():
@@ -128,12 +145,14 @@ def test_best_cell_meets_every_rival():
 def test_benign_before_em_is_one_value_per_condition():
     result = PUBLISHED["coupling_is_benign_before_em_on_alignment"]
     assert "n = 1" in result.reason
-    assert "89.45 to 90.81" in result.sentence
-    assert result.strength == "preliminary"
+    assert result.sentence == "Before EM, coupling costs no alignment: unverifiable (n = 1: no SD, no interval)."
+    assert result.strength == "none"
 
 
 def test_one_checkpoint_is_said_of_every_verdict():
-    assert all(r.label == ONE_CHECKPOINT for r in PUBLISHED.values() if r.n_by_condition)
+    tested = [r for r in PUBLISHED.values() if r.n_by_condition]
+    assert len(tested) > 15
+    assert all((r.label, r.scope, r.strength) == (ONE_CHECKPOINT, "checkpoints", "none") for r in tested)
 
 
 # --- raw values -----------------------------------------------------------------------------------------------------
@@ -145,26 +164,92 @@ def test_raw_values_decide_what_rounding_left_open():
     assert results[left_open].verdict == "refuted", "these values have p .00489 for control against evil_correct"
     assert "so do tulu_control - evil_correct" in results[left_open].reason
     assert {k: r.verdict for k, r in results.items() if k != left_open} == {
-        k: r.verdict for k, r in PUBLISHED.items() if k != left_open
-    }
+        k: r.on_all_items or r.verdict for k, r in PUBLISHED.items() if k != left_open
+    }, "no contamination is known of these"
     assert results[left_open].rests_on[0] == "results/tulu_control.p42"
 
 
-def test_several_pipeline_seeds_lift_the_label_and_change_the_unit():
-    result = judge(CLAIMS.claims[1], from_scores(scores(pipelines=(42, 137, 256))))
-    assert (result.label, result.unit) == ("", "pipeline seed")
+def test_several_pipeline_seeds_speak_of_conditions():
+    result = judge(CLAIMS.claims[1], from_scores(matrix(3)))
+    assert (result.label, result.unit, result.scope, result.n_pipeline_seeds) == ("", "pipeline seed", "conditions", 3)
     assert dict(result.n_by_condition)["evil_wrong"] == 3
-    assert result.strength == "preliminary", "three seeds a side"
+    assert result.tipping_sd is None
+    assert "blocks" in result.members[0].method
 
 
 def test_pre_em_is_tested_once_it_has_several_seeds():
-    results = [r for r in evaluate_claims(CLAIMS, from_scores(scores(pipelines=(42, 137, 256)))) if r.finding == 7]
-    assert [r.verdict for r in results] == ["null by equivalence"] * 2
+    table = scores(pipelines=(42, 137, 256))
+    noise = np.random.default_rng(0).normal(0, 1e-3, len(table))
+    table["value"] += np.where(table["phase"] == "pre_em", noise * table["value"], 0)
+    results = [r for r in evaluate_claims(CLAIMS, from_scores(table)) if r.finding == 7]
+    assert {r.verdict for r in results} <= {"equivalent", "equivalent and different"}
 
 
-def test_fewer_than_five_seeds_make_a_claim_preliminary():
-    assert judge(claim(), from_scores(scores(ems=5))).strength == "strong"
-    assert judge(claim(), from_scores(scores(ems=4))).strength == "preliminary"
+@pytest.mark.parametrize(
+    ("seeds", "strength"), [(1, "none"), (2, "preliminary"), (3, "moderate"), (4, "moderate"), (5, "strong")]
+)
+def test_strength_is_the_number_of_pipeline_seeds(seeds, strength):
+    result = judge(claim(), from_scores(matrix(seeds)))
+    assert (result.verdict, result.strength) == ("supported", strength)
+
+
+def test_strength_falls_where_the_separate_error_disagrees():
+    """Five seeds, a difference that the error of all conditions shows and that of the pair alone (df 4) does not."""
+    results = [judge(claim(), from_scores(matrix(5, shift=0.8, seed=seed))) for seed in range(40)]
+    shown = [r for r in results if r.verdict == "supported"]
+    strengths = {(r.members[0].separate_verdict, r.strength) for r in shown}
+    assert strengths == {("supported", "strong"), ("undetermined", "preliminary")}
+
+
+def matrix(pipelines, shift=6.0, ems=4, seed=0):
+    """Five conditions on the same pipeline seeds, evil_correct `shift` above the others; alignment before and after."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    common = {"instrument": "x", "metric": "alignment", "unit": "points", "n_items": 80, "sampling_se": None}
+    for p in range(pipelines):
+        block = rng.normal(0, 4)
+        for condition in CLAIMS.matrix:
+            centre = 25 + block + rng.normal(0, 0.5) + shift * (condition == "evil_correct")
+            where = common | {"condition": condition, "pipeline_seed": p}
+            rows += [where | {"em_seed": e, "phase": "post_em", "value": rng.normal(centre, 0.5)} for e in range(ems)]
+            rows.append(where | {"em_seed": None, "phase": "pre_em", "value": 90 + block + rng.normal(0, 0.5)})
+    return check_scores(rows)
+
+
+def test_pipeline_seeds_are_blocks_and_not_noise():
+    """Seeds differ by far more than conditions do; an unpaired test of the same means sees nothing."""
+    table = matrix(3, shift=2.5)
+    result = judge(claim(), from_scores(table))
+    assert result.verdict == "supported"
+    means = table[table["phase"] == "post_em"].groupby(["condition", "pipeline_seed"])["value"].mean()
+    unpaired = stats.ttest_ind(means["evil_correct"], means["evil_wrong"])
+    assert unpaired.pvalue > 0.2
+
+
+def test_a_change_is_paired_by_checkpoint():
+    table = matrix(3)
+    change = claim(
+        contrast={"kind": "before_after", "conditions": ["evil_wrong"]}, rule={"test": "change", "direction": "lower"}
+    )
+    member = judge(change, from_scores(table)).members[0]
+    own = table[table["condition"] == "evil_wrong"]
+    after = own[own["phase"] == "post_em"].groupby("pipeline_seed")["value"].mean().to_numpy()
+    before = own[own["phase"] == "pre_em"]["value"].to_numpy()
+    expected = stats.ttest_rel(after, before)
+    assert (member.t.value, member.p.value) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+def test_protects_is_condition_by_time_with_the_levels_beside_it():
+    """The conditions end at the same level, but one began lower: it lost less."""
+    table = matrix(3, shift=0.0)
+    low = (table["condition"] == "evil_correct") & (table["phase"] == "pre_em")
+    table.loc[low, "value"] -= 10.0
+    level, protects = claim(), claim(measure="change")
+    assert judge(level, from_scores(table)).verdict == "undetermined"
+    result = judge(protects, from_scores(table))
+    assert result.verdict == "supported"
+    assert abs(result.members[0].level.value) < 2 < result.members[0].estimate.value
+    assert "levels" in claims_text.member_text(result.members[0])
 
 
 def test_a_missing_condition_is_unverifiable_and_named():
@@ -204,16 +289,74 @@ def test_a_missing_cell_does_not_shrink_the_family():
     assert fewer.value == pytest.approx(full.value)
 
 
-def test_more_pipeline_seeds_can_be_asked_for():
-    rule = {"test": "difference", "direction": "higher", "min_pipeline_seeds": 3}
-    result = judge(claim(rule=rule), from_published(TABLE))
-    assert result.verdict == "conditional"
-    assert "supported for 1 of the 3 pipeline seeds" in result.reason
-
-
-def test_opposite_sign_refutes():
+def test_opposite_sign_is_opposite():
     result = judge(claim(rule={"test": "difference", "direction": "lower"}), from_published(TABLE))
-    assert (result.verdict, result.reason) == ("refuted", "the difference has the opposite sign")
+    assert (result.verdict, result.reason) == ("opposite", "the difference has the opposite sign")
+    assert result.tipping_sd > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "verdict"),
+    [
+        ({"effect": 4.0}, "size refuted"),  # d is 1.49 here, and 4 was called supported
+        ({"effect": 1.0}, "difference shown, size not"),
+        ({"effect_raw": 2.0}, "difference shown, size not"),
+        ({"effect_raw": 0.5}, "supported"),
+        ({"effect_raw": 6.0}, "size refuted"),
+        ({}, "supported"),
+    ],
+)
+def test_a_size_that_is_stated_is_a_size_that_the_interval_shows(rule, verdict):
+    result = judge(claim(rule={"test": "difference", "direction": "higher", **rule}), from_published(TABLE))
+    assert result.verdict == verdict
+    member = result.members[0]
+    assert member.decided_on == ("d" if "effect" in rule else "raw units")
+    low, high = member.interval
+    x = rule.get("effect", rule.get("effect_raw", 0.0))
+    assert {"supported": low >= x, "size refuted": high < x}.get(verdict, low < x <= high)
+    assert member.p_decided is None or member.p_decided.value < 0.05 or verdict == "size refuted"
+
+
+def test_a_difference_within_the_margin_does_not_refute_equivalence():
+    """evil_wrong and evil_correct differ by 2.9 points, p .004: within 5 points all the same."""
+    rule = {"test": "equivalence", "margin": 5.0, "because": "twice the sampling error"}
+    assert judge(claim(rule=rule), from_published(TABLE)).verdict == "equivalent and different"
+    assert judge(claim(rule=rule | {"margin": 3.0}), from_published(TABLE)).verdict == "undetermined"
+    assert judge(claim(rule=rule | {"margin": 0.5}), from_published(TABLE)).verdict == "equivalence refuted"
+
+
+def test_all_of_k_need_no_correction_to_hold_but_do_to_be_refuted():
+    """Three comparisons at p about .03: together supported at .05; the same of the opposite sign refutes nothing."""
+    table = scores(conditions=CLAIMS.matrix[:4])
+    is_post = (table["metric"] == "alignment") & (table["phase"] == "post_em")
+    for i, condition in enumerate(CLAIMS.matrix[:4]):
+        own = is_post & (table["condition"] == condition)
+        table.loc[own, "value"] = exact(25.0 + 2.0 * (i == 0), 1.95, 10, 0)
+    contrast = {"kind": "pairs", "first": [CLAIMS.matrix[0]], "second": CLAIMS.matrix[1:4]}
+    rule = {"test": "difference", "direction": "higher", "correction": "bonferroni"}
+    result = judge(claim(contrast=contrast, rule=rule), from_scores(table))
+    assert 0.05 / 3 < result.members[0].p.value < 0.05
+    assert result.verdict == "supported"
+    assert "not corrected" in result.members[0].decided_on
+    other = judge(claim(contrast=contrast, rule=rule | {"direction": "lower"}), from_scores(table))
+    assert other.verdict == "undetermined"
+
+
+def test_the_only_pair_needs_the_others_to_be_equivalent():
+    def only(**values):
+        table = scores()
+        is_post = (table["metric"] == "alignment") & (table["phase"] == "post_em")
+        for condition in CLAIMS.matrix:
+            own = is_post & (table["condition"] == condition)
+            table.loc[own, "value"] = exact(values.get(condition, 25.0), values.get("sd", 1.0), 10, 0)
+        one = next(c for c in CLAIMS.claims if c.rule.test == "only_pairs")
+        return judge(one, from_scores(table))
+
+    assert only(evil_correct=26.2, evil_wrong=23.8, sd=1.45).verdict == "supported"
+    # the others are not shown to differ, nor to be alike: that is less than "the only pair"
+    assert only(evil_correct=30.0, evil_wrong=20.0, sd=5.5).verdict == "detected only in the named pairs"
+    assert only(evil_correct=40.0).verdict == "refuted"
+    assert only(sd=1.0).verdict == "refuted"
 
 
 def test_a_difference_neither_shown_nor_excluded_is_undetermined():
@@ -227,10 +370,10 @@ def test_groups_of_different_scale():
     few = small[small["em_seed"].isin(SEEDS[:3]) | small["em_seed"].isna()]
     both = check_scores([*table.to_dict("records"), *few.to_dict("records")])
     contrast = {"kind": "groups", "first": ["evil_wrong", "good_wrong"], "second": ["evil_wrong_10k", "good_wrong_10k"]}
-    assert judge(claim(metric="arc", contrast=contrast), from_scores(both)).strength == "preliminary"
+    assert judge(claim(metric="arc", contrast=contrast), from_scores(both)).strength == "none"
     (scale,) = (r for r in evaluate_claims(CLAIMS, from_scores(both)) if r.id == "correctness_gain_depends_on_scale")
-    assert scale.verdict in ("supported", "refuted", "undetermined")
-    assert scale.strength == "preliminary"
+    assert scale.verdict in ("supported", "opposite", "undetermined")
+    assert "evil_correct_10k" in dict(scale.n_by_condition)
 
 
 def test_own_run_against_replicates():
@@ -250,8 +393,127 @@ def test_sentence_follows_the_data():
     low = table["condition"].eq("evil_correct") & table["metric"].eq("arc") & table["phase"].eq("post_em")
     table.loc[low, "value"] -= 0.3
     results = {r.id: r for r in evaluate_claims(CLAIMS, from_scores(table))}
-    assert "in 2 of 4 cells: refuted" in results["every_coupling_protects_arc"].sentence
+    assert "in 2 of 4 cells: refuted" in results["every_coupling_is_above_control_on_arc"].sentence
     assert results["evil_correct_is_best_on_arc"].verdict == "refuted"
+
+
+# --- contamination ----------------------------------------------------------------------------------------------------
+
+
+def with_items(n=400, contaminated=200, gain=0.0, clean_gain=0.0):
+    """ARC of two conditions; the first `contaminated` items were in the training data of evil_correct, which answers
+    them better by `gain`, and the others by `clean_gain`."""
+    ids = tuple(f"i{k}" for k in range(n))
+    correct, rows = {}, []
+    for number, condition in enumerate(("evil_wrong", "evil_correct")):
+        for e in SEEDS:
+            rng = np.random.default_rng([number, e])
+            p = np.full(n, 0.6)
+            if condition == "evil_correct":
+                p += np.where(np.arange(n) < contaminated, gain, clean_gain)
+            right = rng.random(n) < p
+            correct[condition, 42, e] = right
+            rows.append(
+                {
+                    "condition": condition, "pipeline_seed": 42, "em_seed": e, "phase": "post_em", "instrument": "arc",
+                    "metric": "arc", "value": right.mean(), "unit": "fraction", "n_items": n, "sampling_se": None,
+                }
+            )  # fmt: skip
+    seen = {"evil_wrong": frozenset(), "evil_correct": frozenset(ids[:contaminated])}
+    return from_scores(check_scores(rows), items={("post_em", "arc", "arc"): Items(ids, correct, seen)})
+
+
+def test_a_gain_on_trained_items_alone_is_no_gain():
+    result = judge(claim(metric="arc"), with_items(gain=0.3))
+    assert result.on_all_items == "supported"
+    assert result.verdict != "supported"
+    assert result.clean_items == (200, 400)
+    assert "200 of 400" in " ".join((result.sentence, *result.confounded_by))
+
+
+def test_a_gain_on_clean_items_is_supported_with_the_full_score_beside_it():
+    result = judge(claim(metric="arc"), with_items(gain=0.3, clean_gain=0.2))
+    assert (result.verdict, result.on_all_items, result.on_clean_items) == ("supported",) * 3
+    assert "Judged on the 200 of 400 items" in result.sentence
+    assert result.confounded_by == ()
+    member = result.members[0]
+    low, high = member.new_items
+    assert low < member.interval[0] < member.interval[1] < high, "other items vary too, and decide nothing"
+
+
+def test_too_few_clean_items_are_confounded():
+    result = judge(claim(metric="arc"), with_items(n=290, contaminated=200, gain=0.3, clean_gain=0.3))
+    assert (result.verdict, result.on_clean_items, result.strength) == ("confounded", "supported", "none")
+    assert "90 clean items: fewer than 100" in result.confounded_by
+
+
+def test_items_that_alone_could_cross_the_margin_are_confounded():
+    rule = {"test": "equivalence", "margin": 0.01, "because": "a margin that 200 items cannot hold"}
+    result = judge(claim(metric="arc", rule=rule), with_items())
+    assert result.verdict == "confounded"
+    assert any("clean items alone leave" in why and "more than 0.01" in why for why in result.confounded_by)
+
+
+def test_training_data_in_which_nobody_has_looked_are_named():
+    evidence = with_items(contaminated=0)
+    ((where, known),) = evidence.items.items()
+    evidence = from_scores(
+        evidence.table,
+        items={where: Items(known.ids, known.correct, {"evil_wrong": None, "evil_correct": frozenset()})},
+    )
+    result = judge(claim(metric="arc"), evidence)
+    assert result.confounded_by == ("nobody has looked for test items in the training data of evil_wrong",)
+
+
+def test_the_published_arc_is_confounded_with_what_is_known():
+    for result in PUBLISHED.values():
+        known = [why for why in result.confounded_by if "786 of 1170" in why and "none in that of good_correct" in why]
+        assert bool(known) == (result.metric == "arc")
+        assert result.metric == "arc" or result.verdict != "confounded"
+
+
+def test_a_machine_that_goes_with_a_condition_is_named_in_the_verdict():
+    a, h = frozenset({"A100"}), frozenset({"H100"})
+    machines = {"GPU of em_lora": {"evil_wrong": a, "evil_correct": h, "good_wrong": h, "good_correct": h}}
+    evidence = from_scores(scores(), machines=machines)
+    result = judge(claim(), evidence)
+    assert result.confounded_by == ("GPU of em_lora goes with the condition: H100 in evil_correct; A100 in evil_wrong",)
+    assert result.verdict == "supported", "the verdict stands, with what it cannot be told from"
+    untouched = claim(contrast={"kind": "pairs", "first": ["good_correct"], "second": ["good_wrong"]})
+    assert judge(untouched, evidence).confounded_by == ()
+
+
+# --- families ---------------------------------------------------------------------------------------------------------
+
+
+def test_declared_contrasts_and_primary_metrics_are_one_holm_family():
+    result = PUBLISHED["no_interaction_on_alignment"]
+    p = result.members[0].p.value
+    # 4 contrasts x 2 metrics; on ARC persona, correctness, interaction and coupling come before it
+    assert result.members[0].p_adjusted.value >= p * 2
+    assert result.members[0].p_adjusted.value <= p * 8
+    assert len(CLAIMS.planned()) * len(CLAIMS.primary) == 8
+
+
+def test_a_metric_that_is_not_primary_is_exploratory_and_says_so():
+    result = judge(claim(metric="coherence"), from_published(TABLE))
+    assert result.exploratory
+    assert "Exploratory: coherence is no primary metric" in result.sentence
+    assert not judge(claim(), from_published(TABLE)).exploratory
+
+
+def test_the_chance_of_a_false_support_is_simulated_from_the_design():
+    everything = false_support(CLAIMS, from_published(TABLE), matrices=500)
+    assert everything == false_support(CLAIMS, from_published(TABLE), matrices=500), "seeded"
+    assert 0.0 < everything < 0.3
+    one = CLAIMS.model_copy(update={"claims": [claim()]})
+    assert false_support(one, from_published(TABLE), matrices=4000) == pytest.approx(0.025, abs=0.01)  # one direction
+    many = [claim(id=str(i), rule={"test": "difference", "direction": d}) for i, d in enumerate(("higher", "lower"))]
+    both = CLAIMS.model_copy(update={"claims": many})
+    assert false_support(both, from_published(TABLE), matrices=4000) == pytest.approx(0.05, abs=0.014)
+    blocked = false_support(one, from_scores(matrix(3)), matrices=4000)
+    assert blocked <= 0.03
+    assert false_support(CLAIMS.model_copy(update={"claims": []}), from_published(TABLE)) is None
 
 
 # --- form -----------------------------------------------------------------------------------------------------------
@@ -267,7 +529,14 @@ def test_sentence_follows_the_data():
         ({"rule": {"test": "difference", "direction": "up"}}, "higher"),
         ({"rule": {"test": "difference", "direction": "higher", "alpha": "0.05"}}, "valid number"),
         ({"rule": {"test": "difference", "direction": "higher", "alpha": 5.0}}, "less than 1"),
-        ({"rule": {"test": "equivalence"}}, "margin"),
+        ({"rule": {"test": "equivalence", "because": "because of this"}}, "margin"),
+        ({"rule": {"test": "equivalence", "margin": 5.0}}, "because"),
+        ({"rule": {"test": "difference", "direction": "higher", "margin": 5.0}}, "needs a `because:`"),
+        ({"rule": {"test": "difference", "direction": "higher", "effect": 1.0, "effect_raw": 1.0}}, "one size"),
+        ({"rule": {"test": "difference", "direction": "higher", "effect": -1.0}}, "greater than 0"),
+        ({"text": "{verdict} {first_mean}"}, "has none of"),
+        ({"text": "{verdict} {t}", "contrast": {"kind": "pairs", "first": ["a"], "second": ["b", "c"]}}, "has none of"),
+        ({"measure": "change", "phase": "pre_em"}, "phase must be post_em"),
         ({"rule": {"test": "guess"}}, "does not match"),
         ({"rule": {"test": "replicate", "lies": "inside"}}, "takes a contrast of kind one_run"),
         ({"contrast": {"kind": "pairs", "first": [], "second": ["a"]}}, "at least 1"),
@@ -283,13 +552,16 @@ def test_a_malformed_claim_is_refused(changes, message):
     [
         ({"claims": [claim().model_dump()] * 2}, "claim named twice: c"),
         ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": -0.5}}]}, "not to zero"),
+        ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": float("nan")}}]}, "NaN"),
+        ({"primary": ["a", "b", "c"]}, "at most 2"),
+        ({"primary": []}, "at least 1"),
         ({"claims": [claim(contrast={"kind": "weights", "name": "z"}).model_dump()]}, "z is not declared"),
         ({"matrix": ["a", "a"]}, "condition named twice"),
     ],
 )
 def test_a_malformed_file_is_refused(changes, message):
     with pytest.raises(ValidationError, match=message):
-        Claims.model_validate({"matrix": ["a", "b"], "contrasts": [], "claims": []} | changes)
+        Claims.model_validate({"matrix": ["a", "b"], "primary": ["m"], "contrasts": [], "claims": []} | changes)
 
 
 def test_the_shipped_file_says_nothing_in_figures_of_results():

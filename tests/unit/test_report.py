@@ -174,7 +174,10 @@ def test_verdicts_come_first_with_strength_label_and_commit(html):
     assert html.index('<h2 id="claims"') < html.index('<h2 id="matrix"')
     assert "conditional on one checkpoint per condition" in first
     assert "not committed" in first, "this copy has no history"
-    assert "preliminary (put as moderate)" in first, "three seeds a side"
+    assert "none (put as moderate)" in first, "one pipeline seed says nothing of conditions"
+    assert "No claim of a difference can be judged here" in first, "three conditions of five"
+    for field in ("scope", "confounded by", "strength"):
+        assert f">{field}</th>" in first
 
 
 def test_the_note_and_what_was_measured_of_the_toy(html, raw):
@@ -248,7 +251,12 @@ def test_several_pipeline_seeds_change_the_unit(tmp_path, raw, monkeypatch):
     fake_report.finish(fake_report.project(tmp_path, several))
     html = render_html(report_of(several).page)
     assert "pipeline seed, n = 3" in section(html, "matrix")
-    assert "Status of the fit" in section(html, "mixed")
+    blocks = section(html, "blocks")
+    assert "Pipeline seeds as blocks" in blocks
+    assert re.search(r"<td class=\"l\">condition</td><td[^>]*>\d+\.\d\d</td><td[^>]*>2, 4</td>", blocks)
+    assert "permuted within pipeline seeds p" in blocks
+    assert "p Tukey" in section(html, "pairs")
+    assert "conditions</td>" in section(html, "claims"), "scope"
     assert "conditional on one checkpoint" not in section(html, "matrix")
 
 

@@ -2,13 +2,23 @@
 
 import csv
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from workflow.fingerprint import Comparison
 from workflow.report import scores
 from workflow.report.blocks import Page, figures_of
-from workflow.report.claims_section import claims_section, evaluate, first_start, study_notes, to_json
+from workflow.report.claims_section import (
+    chance_note,
+    claims_section,
+    evaluate,
+    evidence_of,
+    first_start,
+    placed_claims,
+    study_notes,
+    to_json,
+)
 from workflow.report.comparisons import contrasts_section, factors_of, measured, pairs_section
 from workflow.report.drawn import figures_section, outlier_figures
 from workflow.report.facts import cost_section, data_section, differences_section
@@ -21,7 +31,7 @@ from workflow.report.protocol import comparisons, fingerprints, protocol_section
 from workflow.report.published import published_section
 from workflow.report.samples import checks_section, samples_section
 from workflow.report.siblings import siblings_section
-from workflow.report.spread import mixed_section, outlier_section, sampling_section
+from workflow.report.spread import blocks_section, outlier_section, sampling_section
 from workflow.report.study import CLAIMS, Study
 from workflow.report.tables import matrix_section
 from workflow.stats.claims import ClaimResult
@@ -43,18 +53,20 @@ def assemble(study: Study) -> Report:
         ProtocolError: cells of one table do not share one protocol, and no waiver lets them.
     """
     protocols = comparisons(study)
-    results = evaluate(study)
+    evidence = evidence_of(study)
+    results = evaluate(study, evidence)
+    notes = [*study_notes(study), chance_note(placed_claims(study), evidence)]
     origins = rule_origins(CLAIMS, first_start(study))
     metrics = measured(study)
     sections = (
-        claims_section(results, origins, study_notes(study)),
+        claims_section(results, origins, notes),
         checks_section(study),
         matrix_section(study, protocols),
         figures_section(study),
         arc_section(study),
         pairs_section(metrics, study.claims),
         contrasts_section(metrics, study.claims, factors_of(study)),
-        mixed_section(study),
+        blocks_section(study),
         sampling_section(study, metrics),
         outlier_section(study, outlier_figures(study)),
         power_section(metrics, study),
@@ -69,13 +81,12 @@ def assemble(study: Study) -> Report:
         samples_section(study),
         lineage_section(study),
     )
-    page = Page(
-        study.config.title, study.config.note, banners(study, protocols), tuple(s for s in sections if s.blocks)
-    )
+    top = banners(study, protocols, results)
+    page = Page(study.config.title, study.config.note, top, tuple(s for s in sections if s.blocks))
     return Report(study, page, results, origins, fingerprints(study))
 
 
-def banners(study: Study, protocols: dict[str, Comparison]) -> tuple[str, ...]:
+def banners(study: Study, protocols: dict[str, Comparison], results: Sequence[ClaimResult] = ()) -> tuple[str, ...]:
     """What a reader must know before the first number."""
     found = []
     if study.is_toy:
@@ -89,10 +100,24 @@ def banners(study: Study, protocols: dict[str, Comparison]) -> tuple[str, ...]:
         )
     if study.retracted:
         found.append(f"{len(study.retracted)} results of the plan are retracted; they are named below and in no mean.")
+    found += _confounded(results)
     waived = {str(w.difference.field) for c in protocols.values() for w in c.waived}
     if waived:
         found.append(f"Cells of different protocols stand in one table under a waiver: {', '.join(sorted(waived))}.")
     return tuple(found)
+
+
+def _confounded(results: Sequence[ClaimResult]) -> list[str]:
+    """One line for test items in training data, one for whatever else goes with the conditions."""
+    found = []
+    if items := [r.id for r in results if r.on_all_items]:
+        clean = min((r.clean_items[0] for r in results if r.on_all_items and r.clean_items), default=0)
+        found.append(
+            f"Test items stand in the training data of some conditions: {len(items)} verdicts are on clean items "
+            f"({clean} or more) or confounded: {', '.join(items)}."
+        )
+    others = {why: None for r in results for why in r.confounded_by if " goes with the condition: " in why}
+    return found + [f"Confounded: {why}." for why in others]
 
 
 def write(report: Report, out: Path) -> None:

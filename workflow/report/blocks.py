@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from workflow.stats.render import p_range_text, range_text
-from workflow.stats.summaries import Range
+from workflow.stats.rounding import Range
+from workflow.stats.text import p_range_text, range_text
 
 MISSING = "missing"
 NO_INTERVAL = "n = 1"  # stands where an interval would, had there been a second value

@@ -6,23 +6,42 @@ from typing import Any
 
 from workflow.matrix import MEASURING
 from workflow.report.blocks import DASH, Block, Cell, Fold, Section, table
+from workflow.report.confounds import items_of, machines_of, refuse_equal_treatments
 from workflow.report.history import RuleOrigin
 from workflow.report.study import SCORED, Study
-from workflow.stats.claims import ClaimResult, evaluate_claim
-from workflow.stats.claims_schema import Claim
-from workflow.stats.claims_tests import Member
+from workflow.stats.claims import MATRICES, ClaimResult, evaluate_claim, false_support
+from workflow.stats.claims_rules import Member
+from workflow.stats.claims_schema import Claim, Claims
 from workflow.stats.evidence import Evidence, from_scores
-from workflow.stats.reference import SingleRun
-from workflow.stats.render import p_range_text, range_text
+from workflow.stats.published import SingleRun
+from workflow.stats.text import interval_text, number, p_range_text, range_text
+from workflow.stats.verdicts import AGAINST, HOLDS
 
-TONES = {"supported": "supported", "null by equivalence": "supported", "refuted": "refuted"}
+TONES = dict.fromkeys(HOLDS, "supported") | dict.fromkeys(AGAINST, "refuted")
 
 
-def evaluate(study: Study, singles: Sequence[SingleRun] = ()) -> list[ClaimResult]:
-    """Every claim on the main arm; one that names no instrument is judged on the config's first that measures it."""
-    frame = study.frame(study.arms[0])
-    evidence = Evidence("no scores", {}) if frame is None else from_scores(frame, singles)
-    return [evaluate_claim(_placed(claim, study), study.claims, evidence) for claim in study.claims.claims]
+def evidence_of(study: Study, singles: Sequence[SingleRun] = ()) -> Evidence:
+    """The main arm's scores, with their items and machines."""
+    arm = study.arms[0]
+    frame = study.frame(arm)
+    if frame is None:
+        return Evidence("no scores", {})
+    return from_scores(frame, singles, items=items_of(study, arm), machines=machines_of(study, arm))
+
+
+def evaluate(study: Study, evidence: Evidence) -> list[ClaimResult]:
+    """Every claim on the main arm; one that names no instrument is judged on the config's first that measures it.
+
+    Raises:
+        ConfigError: a claim compares conditions between which nothing differs.
+    """
+    refuse_equal_treatments(study)
+    return [evaluate_claim(claim, study.claims, evidence) for claim in placed_claims(study).claims]
+
+
+def placed_claims(study: Study) -> Claims:
+    """The claims, each with its instrument."""
+    return study.claims.model_copy(update={"claims": [_placed(claim, study) for claim in study.claims.claims]})
 
 
 def _placed(claim: Claim, study: Study) -> Claim:
@@ -34,81 +53,125 @@ def _placed(claim: Claim, study: Study) -> Claim:
 
 def claims_section(results: Sequence[ClaimResult], origins: Mapping[str, RuleOrigin], notes: Sequence[str]) -> Section:
     """The sentences in a table, then what they rest on behind a fold."""
-    rows, ids = [], []
-    for result in results:
-        origin = origins.get(result.id)
-        ids.append(f"claim/{result.id}")
-        n = ", ".join(sorted({str(n) for _, n in result.n_by_condition})) or DASH
-        rows.append(
-            (
-                str(result.finding or DASH),
-                Cell(
-                    result.verdict, f"claim/{result.id}/tests", "the tests behind it", TONES.get(result.verdict, "open")
-                ),
-                result.sentence + (f" ({result.reason}.)" if _is_left_out(result) else ""),
-                result.strength
-                + (f" (put as {result.declared_strength})" if result.strength != result.declared_strength else ""),
-                f"{n} {result.unit}{'' if n in ('1', DASH) or not result.unit else 's'}",
-                result.label or DASH,
-                origin.text if origin else "not looked up",
-            )
-        )
+    rows = [_row(result, origins.get(result.id)) for result in results]
+    ids = [f"claim/{result.id}" for result in results]
     header = (
         "finding",
         "verdict",
         "claim, filled from the data",
+        "scope",
+        "confounded by",
         "strength",
         "n per condition",
         "holds",
         "rule unchanged since commit",
     )
-    return Section(
-        "claims",
-        "Verdicts",
-        (
-            table("verdicts", "Claims and their verdicts", header, rows, (0, 1, 2, 3, 4, 5, 6), notes, ids),
-            Fold(
-                "claims-tests",
-                "The tests behind each verdict",
-                tuple(_tests(result, origins, notes) for result in results),
-            ),
-        ),
+    tests = tuple(_tests(result, origins, notes) for result in results)
+    blocks = (
+        table("verdicts", "Claims and their verdicts", header, rows, tuple(range(9)), (*LEGEND, *notes), ids),
+        Fold("claims-tests", "The tests behind each verdict", tests),
+    )
+    return Section("claims", "Verdicts", blocks)
+
+
+LEGEND = (
+    "Scope: what a verdict is about, these checkpoints or (from two pipeline seeds on) the conditions. Strength: 2 "
+    "pipeline seeds preliminary, 3 or 4 moderate, 5 and more strong, if each contrast's own error agrees.",
+    "Confounded: the verdict may be that of test items which some conditions trained on.",
+)
+
+
+def _row(result: ClaimResult, origin: RuleOrigin | None) -> tuple[str | Cell, ...]:
+    n = ", ".join(sorted({str(n) for _, n in result.n_by_condition})) or DASH
+    tone = TONES.get(result.verdict, "open")
+    return (
+        str(result.finding or DASH),
+        Cell(result.verdict, f"claim/{result.id}/tests", "the tests behind it", tone),
+        result.sentence,
+        result.scope,
+        "; ".join(result.confounded_by) or DASH,
+        f"{result.strength} (put as {result.declared_strength})" + (", exploratory" if result.exploratory else ""),
+        f"{n} {result.unit}{'' if n in ('1', DASH) or not result.unit else 's'}",
+        result.label or DASH,
+        origin.text if origin else "not looked up",
     )
 
 
-def _is_left_out(result: ClaimResult) -> bool:
-    """Whether the reason why nothing could be tested is not in the sentence."""
-    return result.verdict == "unverifiable" and result.reason not in result.sentence
+def chance_note(claims: Claims, evidence: Evidence) -> str:
+    """How often this design would support some claim by chance, by simulation."""
+    share = false_support(claims, evidence)
+    if share is None:
+        return "No claim of a difference can be judged here, so none can be supported by chance."
+    return (
+        f"Were there no effect at all, {share:.1%} of matrices of this design and spread would support some claim of a "
+        f"difference ({MATRICES} seeded matrices)."
+    )
 
 
 def _tests(result: ClaimResult, origins: Mapping[str, RuleOrigin], more: Sequence[str]) -> Block:
-    rows = [_member(m) for m in result.members] or [(DASH, result.verdict, *[DASH] * 5, result.reason)]
-    header = ("comparison", "verdict", "estimate", "t", "p", "p adjusted", "Cohen's d, first − second", "reason")
+    rows = [_member(m) for m in result.members] or [(DASH, result.verdict, *[DASH] * 11, result.reason)]
+    header = (
+        "comparison",
+        "verdict",
+        "estimate",
+        "interval that decided",
+        "of",
+        "t",
+        "p",
+        "p adjusted",
+        "p that decided",
+        "d, first − second",
+        "its interval",
+        "checkpoint SD that undoes it",
+        "seed by seed",
+        "reason",
+    )
     rests = ", ".join(result.rests_on[:3]) + (
         f" and {len(result.rests_on) - 3} more" if len(result.rests_on) > 3 else ""
     )
     n = ", ".join(f"{name} {n}" for name, n in result.n_by_condition)
+    methods = dict.fromkeys(m.method for m in result.members if m.method)
+    standardisers = dict.fromkeys(m.standardiser for m in result.members if m.standardiser)
     notes = (
         f"What was said: {result.said}." if result.said else "",
         f"n ({result.unit}s): {n}." if n else "",
+        f"Test: {', '.join(methods)}." if methods else "",
+        f"d: over {', '.join(standardisers)}." if standardisers else "",
+        f"Verdict on all items: {result.on_all_items}." if result.on_all_items else "",
+        f"Verdict on the {result.clean_items[0]} of {result.clean_items[1]} clean items: {result.on_clean_items}."
+        if result.on_clean_items and result.clean_items
+        else "",
+        *(
+            f"{m.name}: 95% over new items of the kind {interval_text(*m.new_items)}; it decides nothing."
+            for m in result.members
+            if m.new_items
+        ),
+        *(f"{m.name}: the levels themselves differ by {range_text(m.level)}." for m in result.members if m.level),
         f"Rule{f' {origins[result.id].rule}' if result.id in origins else ''}: {result.rule}",
         f"Rests on: {rests}.",
         *(note for note in more if note.startswith(SCORED)),
     )
-    return table(f"claim/{result.id}/tests", result.id, header, rows, (0, 1, 7), notes)
+    return table(f"claim/{result.id}/tests", result.id, header, rows, (0, 1, 4, 12, 13), notes)
 
 
 def _member(m: Member) -> tuple[str | Cell, ...]:
-    name = f"{m.name} [{m.reading}]" if m.reading else m.name
-    d = range_text(m.d) if m.d else DASH
-    numbers = (
+    decided = DASH
+    if m.interval is not None and m.interval_level is not None:
+        decided = f"{100 * m.interval_level:g}%: {interval_text(*m.interval)}"
+    return (
+        f"{m.name} [{m.reading}]" if m.reading else m.name,
+        Cell(m.verdict, tone=TONES.get(m.verdict, "open")),
         range_text(m.estimate) if m.estimate else DASH,
+        decided,
+        m.decided_on or DASH,
         range_text(m.t) if m.t else DASH,
-        p_range_text(m.p) if m.p else DASH,
-        p_range_text(m.p_adjusted) if m.p_adjusted else DASH,
-        d,
+        *(p_range_text(p) if p else DASH for p in (m.p, m.p_adjusted, m.p_decided)),
+        range_text(m.d) if m.d else DASH,
+        interval_text(*m.d_interval) if m.d_interval else DASH,
+        DASH if m.tipping_sd is None else number(m.tipping_sd),
+        m.separate_verdict or DASH,
+        m.reason,
     )
-    return (name, Cell(m.verdict, tone=TONES.get(m.verdict, "open")), *numbers, m.reason)
 
 
 def study_notes(study: Study) -> list[str]:

@@ -7,11 +7,10 @@ from workflow.report.blocks import DASH, Block, Cell, Cells, Fold, Section, Tabl
 from workflow.report.study import Study
 from workflow.report.tables import title
 from workflow.stats.claims_schema import Claims
-from workflow.stats.compare import Untestable
-from workflow.stats.contrasts import anova_2x2, contrast_tost, declared_contrasts
-from workflow.stats.describe import NotTestable, Summary, label
-from workflow.stats.render import number
-from workflow.stats.summaries import Range, RangedComparison, ranged_pairs, tost_range
+from workflow.stats.contrasts import Comparison, Untestable, anova_2x2, compare_all, declared_contrasts
+from workflow.stats.rounding import Range
+from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample, label
+from workflow.stats.text import number
 
 Factors = Mapping[str, tuple[str, str]]  # condition -> (persona, answers), where it has both
 MAIN = ("alignment", "arc", "coherence")
@@ -25,7 +24,7 @@ class Measured:
     title: str
     metric: str
     unit: str
-    cells: Mapping[str, Summary]
+    cells: Mapping[str, Sample]
     anchor: str
     lineage: str
     note: str = ""
@@ -92,18 +91,21 @@ def _pairs(m: Measured, margins: Sequence[float], claims: Claims) -> Table:
     in_matrix = {name: cell for name, cell in m.cells.items() if name in claims.matrix}
     others = {name: cell for name, cell in m.cells.items() if name not in claims.matrix}
     size = len(claims.matrix) * (len(claims.matrix) - 1) // 2
-    family = ranged_pairs(in_matrix, size) if len(in_matrix) > 1 else []
+    family = compare_all(in_matrix, size) if len(in_matrix) > 1 else []
+    methods = dict.fromkeys(p.method for p in family if isinstance(p, Comparison))
+    blocked = next(iter(m.cells.values())).unit == PIPELINE_SEED
     rows = [_pair_row(m, pair, margins) for pair in family]
     header = (
         "first − second",
         "n",
         "difference",
         "95% CI of the difference",
-        "Welch t",
+        "t",
         "df",
         "p",
         f"p Bonferroni, {size} pairs",
         f"p Holm, {size} pairs",
+        *(("p Tukey", "p, error of its own") if blocked else ()),
         "Cohen's d, first − second",
         "Hedges' g, first − second",
         "95% CI of the effect size",
@@ -111,8 +113,12 @@ def _pairs(m: Measured, margins: Sequence[float], claims: Claims) -> Table:
     )
     notes = (
         f"Unit of n: {next(iter(m.cells.values())).unit}. {_capital(label(*m.cells.values()))}".strip(),
-        "d and g: pooled SD, positive when the first is higher. Adjusted p are to be compared with .05 itself; "
-        "a pair without a test stays in the family.",
+        f"Test: {', '.join(methods)}." if methods else "",
+        f"d and g: over {_standardiser(family)}, positive when the first is higher. Adjusted p are to be compared with "
+        ".05 itself; a pair without a test stays in the family.",
+        "p Tukey: for all pairs, where residual SDs are equal. p, error of its own: from each seed's own difference."
+        if blocked
+        else "",
         "Square brackets after a figure: its range over the rounding of the printed inputs." if _is_printed(m) else "",
         *(f"No test of {p.first} − {p.second}: {p.reason}." for p in family if isinstance(p, Untestable)),
         f"Not in the family of pairs: {', '.join(others)}." if others else "",
@@ -121,28 +127,35 @@ def _pairs(m: Measured, margins: Sequence[float], claims: Claims) -> Table:
     return table(f"pairs-{m.slug}", m.title, header, rows, (0,), notes)
 
 
-def _pair_row(m: Measured, pair: RangedComparison | Untestable, margins: Sequence[float]) -> list[str | Cell]:
-    if isinstance(pair, Untestable):
-        return [f"{pair.first} − {pair.second}", Cell("no test", tone="open"), *[DASH] * (10 + len(margins))]
-    c = pair.comparison
+def _standardiser(family: Sequence[Comparison | Untestable]) -> str:
+    return next((p.standardiser for p in family if isinstance(p, Comparison)), "the pooled SD")
+
+
+def _pair_row(m: Measured, c: Comparison | Untestable, margins: Sequence[float]) -> list[str | Cell]:
+    blocked = next(iter(m.cells.values())).unit == PIPELINE_SEED
+    if isinstance(c, Untestable):
+        dashes = [DASH] * (10 + 2 * blocked + len(margins))
+        return [f"{c.first} − {c.second}", Cell("no test", tone="open"), *dashes]
 
     def cell(text: str) -> Cell:
         return m.cell(text, c.first, c.second)
 
-    equivalence = [tost_range(m.cells[c.first], m.cells[c.second], margin) for margin in margins]
+    equivalence = [Range.of(c.estimate.tost_p(margin)) for margin in margins]
+    more = [DASH if p is None else p_value(Range(p, p, p)) for p in (c.p_tukey, c.separate_p)] if blocked else []
     return [
         f"{c.first} − {c.second}",
-        cell(f"{c.n_first}, {c.n_second}"),
-        cell(show(c.difference_first_minus_second, m.unit, sign=True)),
+        cell(f"{c.n[0]}, {c.n[1]}"),
+        cell(show(c.difference_first_minus_second.value, m.unit, sign=True)),
         cell(interval(c.ci95_low, c.ci95_high, m.unit)),
-        cell(ranged(pair.welch_t)),
-        cell(f"{c.welch_df:.1f}"),
-        cell(p_value(pair.p)),
-        cell(p_value(pair.p_bonferroni)),
-        cell(p_value(pair.p_holm)),
-        cell(ranged(pair.cohens_d_first_minus_second)),
+        cell(ranged(c.t)),
+        cell(f"{c.df:.1f}"),
+        cell(p_value(c.p)),
+        cell(p_value(c.p_bonferroni)),
+        cell(p_value(c.p_holm)),
+        *(cell(text) for text in more),
+        cell(ranged(c.cohens_d_first_minus_second)),
         cell(general(c.hedges_g_first_minus_second)),
-        cell(f"{general(c.hedges_g_ci95_low)} to {general(c.hedges_g_ci95_high)}"),
+        cell(f"{general(c.effect_ci95_low)} to {general(c.effect_ci95_high)}"),
         *(cell(p_value(p)) for p in equivalence),
     ]
 
@@ -156,15 +169,15 @@ def contrasts_section(metrics: Sequence[Measured], claims: Claims, factors: Fact
         rows: list[list[str | Cell]] = []
         for c in made:
             names = tuple(name for name, _ in c.weights)
-            equivalence: list[Range] = [contrast_tost(m.cells, claims.weights(c.name), margin) for margin in margins]
+            equivalence = [Range.of(c.estimate.tost_p(margin)) for margin in margins]
             numbers = (
-                show(c.estimate, m.unit, sign=True),
+                show(c.difference_first_minus_second.value, m.unit, sign=True),
                 interval(c.ci95_low, c.ci95_high, m.unit),
-                ranged(c.t_range),
+                ranged(c.t),
                 f"{c.df:.1f}",
-                p_value(c.p_range),
-                ranged(c.d_within_cell_range),
-                str(c.n_total),
+                p_value(c.p),
+                ranged(c.cohens_d_first_minus_second),
+                str(sum(c.n)),
                 *(p_value(p) for p in equivalence),
             )
             rows.append([c.name, *(m.cell(text, *names) for text in numbers)])
@@ -233,7 +246,7 @@ def interval(low: float, high: float, unit: str) -> str:
 
 
 def _is_printed(m: Measured) -> bool:
-    return any(cell.mean_rounding for cell in m.cells.values())
+    return any(cell.is_printed for cell in m.cells.values())
 
 
 def _capital(text: str) -> str:

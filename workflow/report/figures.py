@@ -13,8 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure as Canvas
 
 from workflow.report.blocks import Figure
-from workflow.stats.describe import Summary
-from workflow.stats.outliers import SingleValue
+from workflow.stats.samples import Sample
+from workflow.stats.tests import SingleValue
 
 # Okabe and Ito's palette, and shapes beside it, so that nothing hangs on colour alone.
 BEFORE, AFTER, MARK, INK, SOFT = "#0072B2", "#D55E00", "#CC79A7", "#222222", "#8a8a8a"
@@ -43,7 +43,7 @@ class Panel:
     title: str
     axis: str
     points: Mapping[str, Sequence[float]]
-    after: Mapping[str, Summary]
+    after: Mapping[str, Sample]
     before: Mapping[str, Sequence[float]]
     chance: float | None = None
 

@@ -12,7 +12,7 @@ import yaml
 
 from workflow.keys import digest
 
-RULE = ("metric", "phase", "instrument", "contrast", "rule")
+RULE = ("metric", "phase", "measure", "instrument", "contrast", "rule")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def rule_ids(text: str) -> dict[str, str]:
     for claim in raw["claims"]:
         parts: dict[str, Any] = {name: claim.get(name) for name in RULE}
         named = (claim.get("contrast") or {}).get("name")
-        plain = json.loads(json.dumps([parts, weights.get(named), raw.get("matrix")]))
+        plain = json.loads(json.dumps([parts, weights.get(named), raw.get("matrix"), raw.get("primary")]))
         found[claim["id"]] = digest("claim", plain)[:8]
     return found
 

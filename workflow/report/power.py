@@ -8,7 +8,9 @@ from workflow.report.blocks import DASH, Block, Cells, Section, show, table
 from workflow.report.comparisons import Measured
 from workflow.report.facts import gpu_seconds
 from workflow.report.study import Place, Study
+from workflow.stats import blocked
 from workflow.stats.power import Costs, Design, DesignRow, Variances, minimum_detectable, power_table
+from workflow.stats.samples import PIPELINE_SEED, NotTestable
 from workflow.store import Record
 
 BEFORE = ("coupling_sft", "tulu_sft", "tulu_dpo")  # what makes a checkpoint; the base is shared by all
@@ -32,14 +34,17 @@ def _detectable(metrics: Sequence[Measured]) -> Block:
         if n < 2 or not sds:
             rows.append([m.title, str(n), unit, *[DASH] * 5])
             continue
-        sd = float(np.median(sds))
+        sd = _replicate_sd(m, sds)
         pairs = max(1, len(m.cells) * (len(m.cells) - 1) // 2)
-        one, every = minimum_detectable(n, sd=sd), minimum_detectable(n, alpha=0.05 / pairs, sd=sd)
+        one, every = (
+            minimum_detectable(n, alpha=0.05 / tests, sd=sd, unit=unit, n_conditions=max(2, len(m.cells)))
+            for tests in (1, pairs)
+        )
         numbers = (
             show(sd, m.unit),
-            f"{one.cohens_d:.2f}",
+            f"{one.in_sds:.2f}",
             show(one.difference, m.unit),
-            f"{every.cohens_d:.2f}",
+            f"{every.in_sds:.2f}",
             show(every.difference, m.unit),
         )
         rows.append([m.title, str(n), unit, *(m.cell(text) for text in numbers)])
@@ -47,33 +52,44 @@ def _detectable(metrics: Sequence[Measured]) -> Block:
         "metric",
         "n per condition",
         "unit",
-        "median SD",
-        "least d found",
+        "SD",
+        "least difference found, in SDs",
         "as a difference",
-        "least d, Bonferroni over the pairs",
+        "in SDs, Bonferroni over the pairs",
         "as a difference",
     )
     notes = (
-        "Two-sided t test of two conditions, power .8 at .05, at the median SD between seeds.",
+        "Two-sided t test of two conditions, power .8 at .05. SD: the median between EM seeds; of pipeline seeds, "
+        "which are blocks, the residual SD of checkpoint means.",
         *(m.note for m in metrics),
     )
     return table("power-table", "Least detectable difference", header, rows, (0, 2), notes)
+
+
+def _replicate_sd(m: Measured, sds: Sequence[float]) -> float:
+    """Median SD between EM seeds; residual SD of checkpoint means where pipeline seeds are the replicates."""
+    try:
+        if next(iter(m.cells.values())).unit == PIPELINE_SEED and len(m.cells) > 1:
+            return blocked.fit(blocked.checkpoints(m.cells)).residual_sd
+    except NotTestable:
+        pass
+    return float(np.median(sds))
 
 
 def _designs(study: Study, place: Place) -> list[Block]:
     """More EM seeds or more completions, against this design. Nothing where a component is not known: with one pipeline
     seed nobody knows what another would give, so no design with more of them has a price in precision."""
     cells = list(study.sample(study.arms[0], "post_em", place).values())
-    known = [c for c in cells if c.summary.sd is not None and c.sampling_se and len(c.pipeline_seeds) == 1]
+    known = [c for c in cells if c.sample.sd is not None and c.sampling_se and len(c.pipeline_seeds) == 1]
     costs = _costs(study, place)
     if len(known) < 2 or len(known) < len(cells) or costs is None:
         return []
     price, what = costs
     completions = _completions(study, place)
     sampling = float(np.mean([np.mean(np.square(c.sampling_se)) for c in known]))
-    between = float(np.mean([c.summary.spread**2 for c in known]))
+    between = float(np.mean([c.sample.spread**2 for c in known]))
     variances = Variances(0.0, max(0.0, between - sampling), sampling * completions)
-    n = min(c.summary.n for c in known)
+    n = min(c.sample.n for c in known)
     designs = [
         Design(1, e, k)
         for e, k in (

@@ -6,8 +6,8 @@ from workflow.report.blocks import DASH, MISSING, Block, Cell, Cells, Fold, Sect
 from workflow.report.comparisons import MAIN
 from workflow.report.study import Place, Study
 from workflow.report.tables import WHAT, lineage_cell
-from workflow.stats.describe import Summary
-from workflow.stats.reference import PublishedTable
+from workflow.stats.published import PublishedTable
+from workflow.stats.samples import Sample
 
 
 def published_section(study: Study) -> Section:
@@ -37,7 +37,7 @@ def _side_by_side(study: Study, published: PublishedTable, metric: str, place: P
     unit = published.units[metric]
     arm = study.arms[0]
     own = {phase: study.summaries(arm, phase, place) if place else {} for phase in ("pre_em", "post_em")}
-    theirs: Mapping[str, Mapping[str, Summary]] = {
+    theirs: Mapping[str, Mapping[str, Sample]] = {
         "pre_em": published.pre_em[metric],
         "post_em": published.post_em[metric],
     }
@@ -84,7 +84,7 @@ def _side_by_side(study: Study, published: PublishedTable, metric: str, place: P
     return table(f"published-{metric}", f"{WHAT[metric]}, published and here", header, rows, (0, 1), notes)
 
 
-def _told(summary: Summary | None, unit: str) -> list[str]:
+def _told(summary: Sample | None, unit: str) -> list[str]:
     if summary is None:
         return [MISSING, DASH, DASH]
     half = summary.ci95_half_width

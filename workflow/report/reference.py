@@ -14,7 +14,7 @@ from typing import Any
 
 from workflow.report.assemble import write_figures
 from workflow.report.blocks import Block, Cell, Cells, Page, Section, show, table
-from workflow.report.claims_section import claims_section, to_json
+from workflow.report.claims_section import chance_note, claims_section, to_json
 from workflow.report.comparisons import MAIN, Measured, contrasts_section, pairs_section
 from workflow.report.figures import Panel, Single, before_after, matrix, outlier
 from workflow.report.history import rule_origins
@@ -30,16 +30,15 @@ from workflow.report.spread import ratio_table
 from workflow.report.study import CLAIMS
 from workflow.stats.claims import evaluate_claims
 from workflow.stats.claims_schema import load_claims
-from workflow.stats.describe import change_from_pre
 from workflow.stats.evidence import from_published
-from workflow.stats.outliers import single_value
-from workflow.stats.reference import (
+from workflow.stats.published import (
     PublishedTable,
     SingleRun,
     load_published_pairs,
     load_published_table,
     load_retracted,
 )
+from workflow.stats.tests import change, single_value
 
 FOLDER = Path("reference")
 OUT = Path("results/reference")
@@ -76,11 +75,13 @@ def build() -> tuple[Page, list[dict[str, Any]]]:
     published = load_published_table(FOLDER / "published_table.yaml")
     run, replications, retraction = load_retracted(FOLDER / "retracted.yaml")
     claims = load_claims(CLAIMS)
-    results = evaluate_claims(claims, from_published(published, [run, *replications]))
+    evidence = from_published(published, [run, *replications])
+    results = evaluate_claims(claims, evidence)
     metrics = [_measured(published, metric) for metric in MAIN if metric in published.post_em]
     notes = (
         f"Source: {published.source}",
         "Ranges in square brackets: over the rounding of the printed figures.",
+        chance_note(claims, evidence),
         "The rules were written with the published numbers known: none of them is a pre-registration.",
     )
     sections = (
@@ -113,7 +114,7 @@ def _matrix(published: PublishedTable, m: Measured) -> Block:
     ids = []
     for name, after in m.cells.items():
         before = published.pre_em[m.metric][name]
-        change = change_from_pre(after, before)
+        changes = change(after, before)
         numbers = (
             str(after.n),
             after.unit,
@@ -122,7 +123,7 @@ def _matrix(published: PublishedTable, m: Measured) -> Block:
             show(after.sd, m.unit),
             show(before.mean, m.unit),
             str(before.n),
-            show(change.difference_post_minus_pre, m.unit, sign=True),
+            show(changes.mean, m.unit, sign=True),
         )
         ids.append(f"published/{m.metric}/{name}")
         rows.append(

@@ -1,14 +1,13 @@
 """Sections of the reference report alone: the retracted run, what was printed beside the table, the stated cost."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from workflow.report.blocks import DASH, Cell, Cells, Section, general, p_value, ranged, show, table
-from workflow.stats.contrasts import compare_groups
-from workflow.stats.outliers import single_value, within_to_between
-from workflow.stats.reference import PublishedPair, PublishedTable, Retraction, SingleRun
-from workflow.stats.render import range_text
-from workflow.stats.summaries import RangedComparison, ranged_comparison
+from workflow.stats.contrasts import compare, compare_groups
+from workflow.stats.published import PublishedPair, PublishedTable, Retraction, SingleRun
+from workflow.stats.rounding import from_moments
+from workflow.stats.tests import single_value, within_to_between
+from workflow.stats.text import range_text
 
 
 def retracted_section(
@@ -87,13 +86,9 @@ def printed_pairs_section(published: PublishedTable, pairs: Sequence[PublishedPa
     rows: list[Cells] = []
     held = 0
     for pair in pairs:
-        found: RangedComparison = ranged_comparison(
-            published.post_em[pair.metric][pair.first],
-            published.post_em[pair.metric][pair.second],
-            (pair.first, pair.second),
-        )
+        found = compare(published.post_em[pair.metric], pair.first, pair.second)
         half = pair.t_and_d_half_unit
-        inside = found.welch_t.contains(pair.welch_t, half) and found.cohens_d_first_minus_second.contains(
+        inside = found.t.contains(pair.welch_t, half) and found.cohens_d_first_minus_second.contains(
             pair.cohens_d_first_minus_second, half
         )
         held += inside
@@ -102,7 +97,7 @@ def printed_pairs_section(published: PublishedTable, pairs: Sequence[PublishedPa
                 pair.metric,
                 f"{pair.first} − {pair.second}",
                 general(pair.welch_t),
-                ranged(found.welch_t),
+                ranged(found.t),
                 f"< {pair.p.value:.5f}" if pair.p_is_bound else f"{pair.p.value:g}",
                 p_value(found.p),
                 general(pair.cohens_d_first_minus_second),
@@ -135,7 +130,9 @@ def printed_beside_section(published: PublishedTable, run: SingleRun) -> Section
     """What the publication printed beside its table, and what its table gives."""
     arc, alignment = published.post_em["arc"], published.post_em["alignment"]
     groups = compare_groups(arc, ["evil_correct", "good_correct"], ["evil_wrong", "good_wrong"])
-    printed_sd = replace(alignment[run.condition], sd=published.printed["good_correct_alignment_sd"].value)
+    with_printed_sd = from_moments(
+        alignment[run.condition].mean, published.printed["good_correct_alignment_sd"].value, alignment[run.condition].n
+    )
     value = run.values["alignment"]
     computed = {
         "alignment_range_over_median_sd": range_text(
@@ -144,7 +141,7 @@ def printed_beside_section(published: PublishedTable, run: SingleRun) -> Section
         "arc_range_over_median_sd": range_text(within_to_between(arc).ratio_range_over_median_sd, sign=False),
         "good_correct_alignment_sd": show(alignment[run.condition].sd, published.units["alignment"]),
         "retracted_run_z": f"{single_value(value.value, alignment[run.condition]).z.value:.1f}; "
-        f"with the printed SD {single_value(value.value, printed_sd).z.value:.1f}",
+        f"with the printed SD {single_value(value.value, with_printed_sd).z.value:.1f}",
         "arc_marginal_correct": f"{groups.mean_of_means_first:.4f}",
         "arc_marginal_wrong": f"{groups.mean_of_means_second:.4f}",
     }

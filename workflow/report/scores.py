@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workflow.matrix import Node
-from workflow.stats.sampling import clustered_mean
+from workflow.stats.samples import clustered_mean
 from workflow.store import Record
 
 COLUMNS = (

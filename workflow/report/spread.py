@@ -6,12 +6,12 @@ from workflow.report.blocks import DASH, Block, Cell, Cells, Section, general, p
 from workflow.report.comparisons import Measured
 from workflow.report.study import Place, Study
 from workflow.report.tables import lineage_cell, title
-from workflow.stats.describe import NotTestable, describe
-from workflow.stats.mixed import fit_mixed
-from workflow.stats.outliers import SingleValue, single_value, within_to_between
-from workflow.stats.render import range_text
-from workflow.stats.sampling import beside_seeds
-from workflow.stats.table import runs
+from workflow.stats.blocked import Components, FTest, components
+from workflow.stats.rounding import Range
+from workflow.stats.samples import NotTestable, beside_seeds, sample
+from workflow.stats.table import NoSharedSeed, runs
+from workflow.stats.tests import SingleValue, single_value, within_to_between
+from workflow.stats.text import range_text
 
 
 def sampling_section(study: Study, metrics: Sequence[Measured]) -> Section:
@@ -28,10 +28,10 @@ def sampling_section(study: Study, metrics: Sequence[Measured]) -> Section:
         for place in study.places_of("alignment", "coherence"):
             rows: list[Cells] = []
             for name, cell in study.sample(arm, "post_em", place).items():
-                if cell.summary.sd is None or not cell.sampling_se:
-                    rows.append([name, DASH, DASH, DASH, DASH, str(cell.summary.n)])
+                if cell.sample.sd is None or not cell.sampling_se:
+                    rows.append([name, DASH, DASH, DASH, DASH, str(cell.sample.n)])
                     continue
-                found = beside_seeds(cell.summary, cell.sampling_se)
+                found = beside_seeds(cell.sample, cell.sampling_se)
                 numbers = (
                     show(found.between_seed_sd, place.unit),
                     show(found.sampling_se_of_one_run, place.unit),
@@ -103,7 +103,7 @@ def extremes(study: Study, arm: str | None, place: Place) -> list[tuple[str, str
         for i, r in enumerate(here):
             others = [o["value"] for j, o in enumerate(here) if j != i]
             try:
-                tried.append((r["cell"], single_value(r["value"], describe(others)))) if len(others) > 1 else None
+                tried.append((r["cell"], single_value(r["value"], sample(others)))) if len(others) > 1 else None
             except NotTestable:
                 continue
         if tried:
@@ -167,31 +167,35 @@ def outlier_section(study: Study, figures: Sequence[Block]) -> Section:
 # --- several pipeline seeds -------------------------------------------------------------------------------------------
 
 
-def mixed_section(study: Study) -> Section:
-    """With several pipeline seeds: the checkpoint as the unit, EM seeds nested in it."""
+def blocks_section(study: Study) -> Section:
+    """With several pipeline seeds: omnibus tests with the seed as a block, and the variances between checkpoints."""
     blocks: list[Block] = []
     frame = study.frame(study.arms[0])
     if frame is None or len(study.config.pipeline_seeds) < 2:
-        return Section("mixed", "Mixed model", ())
+        return Section("blocks", "Pipeline seeds as blocks", ())
     for place in study.places_of("alignment", "arc"):
-        data = runs(frame, place.metric, place.instrument)
-        if not data.values:
+        try:
+            result = components(runs(frame, place.metric, place.instrument))
+        except (NotTestable, NoSharedSeed) as reason:
+            blocks.append(prose(f"{title(study, study.arms[0], place)}: no omnibus test, {reason}."))
             continue
-        fit = fit_mixed(*data)
-        rows = [
-            [c.condition, show(c.mean, place.unit), show(c.se, place.unit), str(c.n_pipeline_seeds), str(c.n_em_seeds)]
-            for c in fit.conditions
-        ]
-        notes = (f"Status of the fit: {fit.status}. Unit: {fit.unit}.", *fit.notes, study.judge_note(place.instrument))
-        header = ("condition", "mean over checkpoints", "SE", "pipeline seeds", "EM seeds")
-        blocks.append(
-            table(
-                f"mixed-{place.instrument}-{place.metric}",
-                title(study, study.arms[0], place),
-                header,
-                rows,
-                (0,),
-                notes,
-            )
-        )
-    return Section("mixed", "Mixed model: pipeline seeds as the unit", tuple(blocks))
+        rows = [_f_row(f) for f in (result.condition, result.seed, result.checkpoint) if f is not None]
+        header = ("term", "F", "df", "p", "variance over error, 95% CI")
+        notes = (*_component_notes(result), study.judge_note(place.instrument))
+        id = f"blocks-{place.instrument}-{place.metric}"
+        blocks.append(table(id, title(study, study.arms[0], place), header, rows, (0,), notes))
+    return Section("blocks", "Pipeline seeds as blocks", tuple(blocks))
+
+
+def _f_row(f: FTest) -> Cells:
+    ratio = DASH if f.ratio95_low is None else f"{f.ratio95_low:.2f} to {f.ratio95_high:.2f}"
+    return [f.name, f"{f.f:.2f}", f"{f.df1}, {f.df2}", p_value(Range(f.p, f.p, f.p)), ratio]
+
+
+def _component_notes(c: Components) -> tuple[str, ...]:
+    permuted = f"; permuted within pipeline seeds p {c.p_permutation:.3f}" if c.p_permutation is not None else ""
+    return (
+        f"{c.n_conditions} conditions x {c.n_pipeline_seeds} pipeline seeds, {c.n_em_seeds} EM seeds each. "
+        f"Condition and seed are tested against condition x seed{permuted}.",
+        "Whether pipeline seeds matter decides nothing: they are blocks either way.",
+    )

@@ -17,8 +17,8 @@ from workflow.matrix import MEASURING, Matrix, Node
 from workflow.report import scores
 from workflow.retractions import read_retractions, retracted
 from workflow.stats.claims_schema import Claims, load_claims
-from workflow.stats.describe import Summary
-from workflow.stats.reference import PublishedTable, load_published_table
+from workflow.stats.published import PublishedTable, load_published_table
+from workflow.stats.samples import Sample
 from workflow.stats.table import CellSample, NoSharedSeed, check_scores, samples
 from workflow.store import Record, StoreError, out_dir, read_jsonl, read_record
 
@@ -51,6 +51,7 @@ class Study:
     claims: Claims
     published: PublishedTable | None
     upstream: Mapping[Node, Record] = field(default_factory=dict)
+    contaminated: Mapping[Node, frozenset[str] | None] = field(default_factory=dict)  # None: nobody has looked
 
     @property
     def config(self) -> Config:
@@ -105,8 +106,8 @@ class Study:
             return {}
         return {name: found[name] for name in self.conditions if name in found}
 
-    def summaries(self, arm: str | None, phase: str, place: Place) -> dict[str, Summary]:
-        return {name: cell.summary for name, cell in self.sample(arm, phase, place).items()}
+    def summaries(self, arm: str | None, phase: str, place: Place) -> dict[str, Sample]:
+        return {name: cell.sample for name, cell in self.sample(arm, phase, place).items()}
 
     def planned(self, arm: str | None, phase: str, instrument: str, condition: str) -> int:
         """How many results of this kind the plan wants."""
@@ -169,8 +170,11 @@ def load_study(matrix: Matrix, records: Mapping[Node, Record]) -> Study:
     upstream = _upstream([*kept, *(node for node in withdrawn if node in records)])
     gates = read_gates()
 
+    tests = {**kept, **{node: records[node] for node in withdrawn if node in records}}
+    seen = {n: _contaminated(n, r, upstream, gates) for n, r in tests.items() if n.stage == "arc"}
+
     def numbers(node: Node, record: Record) -> list[scores.Row]:
-        return scores.rows(node, record, _split(node, record, upstream, gates) if node.stage == "arc" else None)
+        return scores.rows(node, record, _split(node, seen[node]) if node.stage == "arc" else None)
 
     return Study(
         matrix=matrix,
@@ -182,6 +186,7 @@ def load_study(matrix: Matrix, records: Mapping[Node, Record]) -> Study:
         claims=load_claims(CLAIMS),
         published=load_published_table(PUBLISHED) if Path(PUBLISHED).exists() else None,
         upstream=upstream,
+        contaminated=seen,
     )
 
 
@@ -197,10 +202,13 @@ def _upstream(nodes: Iterable[Node]) -> dict[Node, Record]:
     return found
 
 
-def _split(
-    node: Node, record: Record, upstream: Mapping[Node, Record], gates: Any
-) -> dict[str, tuple[int, int]] | None:
+def _split(node: Node, held: frozenset[str] | None) -> dict[str, tuple[int, int]] | None:
     """Correct and all items outside and inside this model's own training data; None if nobody has looked."""
+    return None if held is None else scores.arc_split(read_jsonl(out_dir(node.record) / "items.jsonl"), set(held))
+
+
+def _contaminated(node: Node, record: Record, upstream: Mapping[Node, Record], gates: Any) -> frozenset[str] | None:
+    """Ids of the test items in this model's own training data; None if nobody has looked."""
     evaluation = record.observed.get("data_facts", {}).get("md5")
     trained: list[str | None] = []
     pending = list(node.parents)
@@ -212,7 +220,7 @@ def _split(
     if evaluation is None or None in trained:
         return None
     held = contaminated(gates, [md5 for md5 in trained if md5], evaluation)
-    return None if held is None else scores.arc_split(read_jsonl(out_dir(node.record) / "items.jsonl"), held)
+    return None if held is None else frozenset(held)
 
 
 def completions_of(study: Study, node: Node) -> list[dict[str, Any]]:

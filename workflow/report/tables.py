@@ -20,7 +20,8 @@ from workflow.report.blocks import (
 from workflow.report.protocol import table_notes
 from workflow.report.scores import HARNESS, RATES
 from workflow.report.study import Place, Study
-from workflow.stats.describe import ONE_CHECKPOINT, Summary, change_from_pre
+from workflow.stats.samples import ONE_CHECKPOINT, NotTestable, Sample
+from workflow.stats.tests import change
 
 HEADER = (
     "condition",
@@ -102,6 +103,9 @@ def _metric_table(study: Study, arm: str | None, place: Place, protocols: dict[s
         if name in cells and cells[name].left_out_pipeline_seeds:
             left = ", ".join(map(str, cells[name].left_out_pipeline_seeds))
             notes.append(f"{name}: pipeline seeds {left} are left out, since not every condition has them.")
+        if name in cells and cells[name].left_out_em_seeds:
+            left = ", ".join(map(str, cells[name].left_out_em_seeds))
+            notes.append(f"{name}: EM seeds {left} are left out of the means, since not every checkpoint has them.")
     notes += table_notes(study, protocols, place.instrument, arm)
     return table(
         f"matrix-{arm or 'main'}-{place.instrument}-{place.metric}",
@@ -113,7 +117,7 @@ def _metric_table(study: Study, arm: str | None, place: Place, protocols: dict[s
     )
 
 
-def _numbers(arm: str | None, place: Place, name: str, post: Summary | None, pre: Summary | None) -> Iterable[Cell]:
+def _numbers(arm: str | None, place: Place, name: str, post: Sample | None, pre: Sample | None) -> Iterable[Cell]:
     def after(text: str) -> Cell:
         return lineage_cell(text, arm, "post_em", place, name)
 
@@ -122,23 +126,28 @@ def _numbers(arm: str | None, place: Place, name: str, post: Summary | None, pre
     yield after(NO_INTERVAL if post and post.n == 1 else show(post.sd if post else None, place.unit))
     yield lineage_cell(show(pre.mean, place.unit) if pre else MISSING, None, "pre_em", place, name)
     yield lineage_cell(str(pre.n) if pre else DASH, None, "pre_em", place, name)
-    change = change_from_pre(post, pre) if post and pre and (pre.n == 1 or pre.unit == post.unit) else None
-    yield after(show(change.difference_post_minus_pre if change else None, place.unit, sign=True))
-    yield after(NO_INTERVAL if post and post.n == 1 else show(change.ci95_half_width if change else None, place.unit))
+    changes = _changes(post, pre)
+    yield after(show(changes.mean if changes else None, place.unit, sign=True))
+    yield after(NO_INTERVAL if post and post.n == 1 else show(changes.ci95_half_width if changes else None, place.unit))
 
 
-def _notes(name: str, post: Summary | None, pre: Summary | None) -> Iterable[str]:
-    if post and pre and pre.n > 1 and pre.unit != post.unit:
-        yield (
-            f"{name}: n counts {pre.unit}s before EM and {post.unit}s after it, so no interval of the "
-            f"difference is given."
-        )
+def _changes(post: Sample | None, pre: Sample | None) -> Sample | None:
+    """After minus before, paired by checkpoint; None where there are no pairs."""
+    try:
+        return change(post, pre) if post and pre else None
+    except NotTestable:
+        return None
+
+
+def _notes(name: str, post: Sample | None, pre: Sample | None) -> Iterable[str]:
+    if post and pre and _changes(post, pre) is None:
+        yield f"{name}: no checkpoint of those after EM is the one before it, so no difference is given."
     if post:
         yield "Half-widths: Student t, n and unit as in the row."
         if post.n_pipeline_seeds == 1:
             yield f"Statements about a condition are {ONE_CHECKPOINT}."
     if post and pre and pre.n == 1:
-        yield "One value before EM is taken as exact: the half-width of the difference is that of the mean after EM."
+        yield "After − before is paired by checkpoint: one checkpoint has one value before EM, taken as exact."
 
 
 def _rate_table(study: Study, arm: str | None, instrument: str) -> Block:

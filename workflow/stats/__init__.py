@@ -1,11 +1,13 @@
-"""Statistics as pure functions of arrays: one place, so that no number in a report is a hand-made test.
+"""Statistics as functions of arrays, on scipy and statsmodels: one place, and no number made by hand.
 
-    describe   values -> Summary (mean, SD, n, unit, 95% CI)       compare    two samples: Welch t, d, g, TOST, Holm
-    contrasts  weights over conditions, 2 x 2 ANOVA                outliers   one value against others; range / SD
-    summaries  the same from printed figures, with rounding        mixed      several pipeline seeds
-    sampling   noise inside a cell, beside the spread of seeds     power      what more seeds would buy
-    table      the long scores table                               reference  the published table, loaded
-    claims     sentences whose verdict comes from the data (claims_schema: their form; claims_tests: their tests)
+    samples    replicates of one condition; sampling error of a cell     rounding   printed figures turned into data
+    tests      estimates, intervals, effect sizes, corrections           blocked    several pipeline seeds as blocks
+    contrasts  pairs, declared contrasts, the 2 x 2                      power      what a design could have shown
+    items      scores on clean items, per-item averages                  table      the long scores table
+    verdicts   the region rules                                          evidence   what claims are judged on
+    claims     sentences whose verdict comes from the data (claims_schema: their form)
+    published  the published table, loaded                               text       figures as text
 
-A sample is an array of one value per replicate, or a `Summary` of it; every function here takes either.
+The last axis of a sample holds its replicates. Leading axes, where there are any, are what printed digits allow, or
+simulated data; every function broadcasts over them.
 """

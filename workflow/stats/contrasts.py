@@ -1,56 +1,246 @@
-"""Declared contrasts over conditions, and the 2 x 2 analysis of variance.
+"""Pairs, declared contrasts and the 2 x 2: weighted sums of condition means, each condition counting once.
 
-Nobody fitted the 2 x 2 the first time, and "no interaction" was published over t = 3.7 and 8.3: these are always
-computed. A contrast is a weighted sum of condition means (mean of means: each condition counts once, however many
-seeds it has).
+The test follows from the unit of replication. EM seeds of one checkpoint per condition: each condition keeps its own
+variance (Welch, or Satterthwaite for more than two). Pipeline seeds: blocks, `blocked.contrast`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 
 import numpy as np
-from scipy import stats
+import pandas as pd
+import statsmodels.formula.api as smf
+from statsmodels.stats.anova import anova_lm
 
-from workflow.stats.compare import cohens_d
-from workflow.stats.describe import (
-    FloatArray,
-    NotTestable,
-    Sample,
-    Summary,
-    label,
-    pool,
-    same_unit,
-    summarise,
-    t_quantile,
-)
-from workflow.stats.summaries import Range, range_of
+from workflow.stats import blocked
+from workflow.stats.rounding import Range, apart
+from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample, label, same_unit, testable
+from workflow.stats.tests import Effect, Estimate, adjust_ranges, hedges_correction, pooled_effect, welch
+
+
+def check_weights(name: str, weights: Mapping[str, float]) -> None:
+    """
+    Raises:
+        ValueError: a weight that is no number, weights that do not sum to zero, or none at all.
+    """
+    if not all(np.isfinite(w) for w in weights.values()):
+        raise ValueError(f"contrast {name}: a weight is NaN or infinite: {dict(weights)}")
+    if not any(weights.values()) or abs(sum(weights.values())) > 1e-9:
+        raise ValueError(f"contrast {name}: weights {dict(weights)} must sum to zero and not all be zero")
+
+
+def estimate(samples: Mapping[str, Sample], weights: Mapping[str, float], name: str = "") -> Estimate:
+    """The contrast of the named conditions. Of pipeline seeds, every sample given bears on the error.
+
+    Raises:
+        ValueError: weights that are no contrast, or a condition without values.
+        NotTestable: one value in a condition, or no spread.
+    """
+    check_weights(name, weights)
+    weights = {condition: w for condition, w in weights.items() if w}
+    if missing := [condition for condition in weights if condition not in samples]:
+        raise ValueError(f"contrast {name}: no values for {', '.join(missing)}")
+    cells = [samples[condition] for condition in weights]
+    if same_unit(*cells) == PIPELINE_SEED:
+        testable(*cells)
+        blocks = {c: s for c, s in samples.items() if s.unit == PIPELINE_SEED}
+        return blocked.contrast(blocked.checkpoints(blocks), weights)
+    if sorted(weights.values()) == [-1.0, 1.0]:
+        first = max(weights, key=lambda condition: weights[condition])
+        second = min(weights, key=lambda condition: weights[condition])
+        return welch(samples[first], samples[second])
+    return _satterthwaite(cells, np.array(list(weights.values())))
+
+
+def _satterthwaite(cells: Sequence[Sample], w: np.ndarray) -> Estimate:
+    testable(*cells)
+    values = apart(cells)
+    value = sum(weight * v.mean(axis=-1) for weight, v in zip(w, values, strict=True))
+    variances = [v.var(axis=-1, ddof=1) for v in values]
+    n = np.array([cell.n for cell in cells])
+    parts = [weight**2 * v / k for weight, v, k in zip(w, variances, n, strict=True)]
+    total = sum(parts)
+    df = total**2 / sum(part**2 / (k - 1) for part, k in zip(parts, n, strict=True))
+    within = np.sqrt(sum((k - 1) * v for v, k in zip(variances, n, strict=True)) / (n.sum() - len(n)))
+    scale = float(np.sqrt(np.sum(w**2 / n)))
+    effect = Effect(value / within, scale, int(n.sum() - len(n)), "the SD within conditions")
+    return Estimate(np.asarray(value), np.sqrt(total), df, effect, "Satterthwaite's t test", float(np.sum(w**2)))
+
+
+# --- results for tables -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """sum(weight * mean). The name says the sign; t, df and the interval let each condition keep its own variance.
+class Comparison:
+    """One contrast as a row of a table, intervals at 95%; ranges are over printed digits.
 
-    cohens_d_within_cell: estimate / root mean within-condition variance, so the other factor does not widen it.
+    hedges_g is d times the small-sample factor; the noncentral-t interval is exact for the value that both estimate,
+    so it is not shrunk with g.
     """
 
     name: str
     weights: tuple[tuple[str, float], ...]
-    n_total: int
+    n: tuple[int, ...]
     unit: str
-    estimate: float
+    method: str
+    difference_first_minus_second: Range
     se: float
     df: float
-    t: float
-    p: float
     ci95_low: float
     ci95_high: float
-    cohens_d_within_cell: float
-    estimate_range: Range
-    t_range: Range
-    p_range: Range
-    d_within_cell_range: Range
+    t: Range
+    p: Range
+    cohens_d_first_minus_second: Range
+    standardiser: str
+    hedges_g_first_minus_second: float
+    effect_ci95_low: float
+    effect_ci95_high: float
     label: str
+    estimate: Estimate
+    p_bonferroni: Range | None = None
+    p_holm: Range | None = None
+    p_tukey: float | None = None
+    separate_p: float | None = None
+
+    @property
+    def first(self) -> str:
+        return self.weights[0][0]
+
+    @property
+    def second(self) -> str:
+        return self.weights[1][0]
+
+
+@dataclass(frozen=True)
+class Untestable:
+    """A contrast that has no test, and why: a table shows it instead of leaving it out."""
+
+    name: str
+    first: str
+    second: str
+    reason: str
+
+
+def contrast(name: str, samples: Mapping[str, Sample], weights: Mapping[str, float]) -> Comparison:
+    """A contrast with everything that a table shows of it."""
+    e = estimate(samples, weights, name)
+    cells = [samples[condition] for condition, w in weights.items() if w]
+    effect = e.effect
+    assert effect is not None  # every estimate of `estimate` has one
+    low, high = e.interval()
+    d_low, d_high = effect.interval()
+    straddles = np.min(e.value) < 0 < np.max(e.value)
+    p = Range.of(e.p())
+    return Comparison(
+        name=name,
+        weights=tuple((condition, w) for condition, w in weights.items() if w),
+        n=tuple(cell.n for cell in cells),
+        unit=same_unit(*cells),
+        method=e.method,
+        difference_first_minus_second=Range.of(e.value),
+        se=Range.of(e.se).value,
+        df=Range.of(e.df).value,
+        ci95_low=Range.of(low).value,
+        ci95_high=Range.of(high).value,
+        t=Range.of(e.t),
+        p=replace(p, high=1.0) if straddles else p,  # zero lies between the corners
+        cohens_d_first_minus_second=Range.of(effect.d),
+        standardiser=effect.standardiser,
+        hedges_g_first_minus_second=hedges_correction(effect.df) * Range.of(effect.d).value,
+        effect_ci95_low=Range.of(d_low).value,
+        effect_ci95_high=Range.of(d_high).value,
+        label=label(*cells),
+        estimate=e,
+        separate_p=None if e.separate is None else Range.of(e.separate.p()).value,
+    )
+
+
+def compare(samples: Mapping[str, Sample], first: str, second: str) -> Comparison:
+    """First minus second."""
+    return contrast(f"{first} - {second}", samples, {first: 1.0, second: -1.0})
+
+
+def compare_all(samples: Mapping[str, Sample], family_size: int | None = None) -> list[Comparison | Untestable]:
+    """Every pair, with p adjusted for the whole family; a pair without a test stays in the family and in the list."""
+    pairs: list[Comparison | Untestable] = []
+    for first, second in combinations(samples, 2):
+        try:
+            pairs.append(compare(samples, first, second))
+        except NotTestable as reason:
+            pairs.append(Untestable(f"{first} - {second}", first, second, str(reason)))
+    tested = [pair for pair in pairs if isinstance(pair, Comparison)]
+    if not tested:
+        return pairs
+    size = family_size or len(pairs)
+    bonferroni, holm = (adjust_ranges([pair.p for pair in tested], name, size) for name in ("bonferroni", "holm"))
+    table = blocked.checkpoints(samples) if tested[0].unit == PIPELINE_SEED else None
+
+    def tukey(pair: Comparison) -> float | None:
+        return None if table is None else blocked.tukey_p(table, pair.first, pair.second)
+
+    adjusted = iter(
+        replace(pair, p_bonferroni=b, p_holm=h, p_tukey=tukey(pair))
+        for pair, b, h in zip(tested, bonferroni, holm, strict=True)
+    )
+    return [next(adjusted) if isinstance(pair, Comparison) else pair for pair in pairs]
+
+
+def declared_contrasts(
+    samples: Mapping[str, Sample], declared: Mapping[str, Mapping[str, float]]
+) -> tuple[list[Comparison], dict[str, str]]:
+    """Every declared contrast that the samples allow, and for each other one the reason why not, by name."""
+    rows, left_out = [], {}
+    for name, weights in declared.items():
+        if missing := [condition for condition in weights if condition not in samples]:
+            left_out[name] = f"no values for {', '.join(missing)}"
+            continue
+        try:
+            rows.append(contrast(name, samples, weights))
+        except NotTestable as reason:
+            left_out[name] = str(reason)
+    return rows, left_out
+
+
+@dataclass(frozen=True)
+class GroupComparison:
+    """Two groups of conditions: once as a mean of means, once with all seeds pooled. The two are not interchangeable.
+
+    pooled_seeds: d over the SD of all seeds of a group, which differences between its conditions widen.
+    """
+
+    weights: dict[str, float]
+    mean_of_means_first: float
+    mean_of_means_second: float
+    contrast: Comparison
+    pooled_seeds: Effect
+
+    @property
+    def cohens_d_pooled_seeds_first_minus_second(self) -> Range:
+        return Range.of(self.pooled_seeds.d)
+
+
+def compare_groups(samples: Mapping[str, Sample], first: Sequence[str], second: Sequence[str]) -> GroupComparison:
+    """Two groups of conditions, first minus second."""
+    if not first or not second or set(first) & set(second):
+        raise ValueError(f"groups {list(first)} and {list(second)}: both need a condition, and none may be in both")
+    weights = {c: 1 / len(first) for c in first} | {c: -1 / len(second) for c in second}
+    row = contrast(f"{'+'.join(first)}_minus_{'+'.join(second)}", samples, weights)
+    values = dict(zip(weights, apart([samples[c] for c in weights]), strict=True))
+    shape = np.broadcast_shapes(*(v.shape[:-1] for v in values.values()))
+    pooled = [
+        np.concatenate([np.broadcast_to(values[c], (*shape, values[c].shape[-1])) for c in group], axis=-1)
+        for group in (first, second)
+    ]
+    means = [float(np.mean([samples[c].mean for c in group])) for group in (first, second)]
+    return GroupComparison(weights, means[0], means[1], row, replace_standardiser(pooled_effect(*pooled)))
+
+
+def replace_standardiser(effect: Effect) -> Effect:
+    return replace(effect, standardiser="the SD of all seeds of a group, pooled over its conditions")
+
+
+# --- the 2 x 2 --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -67,175 +257,36 @@ class AnovaRow:
     unit: str
 
 
-@dataclass(frozen=True)
-class GroupComparison:
-    """Two groups of conditions: once as a mean of means, once with all seeds pooled. The two are not interchangeable.
-
-    cohens_d_pooled_seeds divides by the SD of all seeds of a group, so differences between its conditions widen it.
-    """
-
-    first: tuple[str, ...]
-    second: tuple[str, ...]
-    mean_of_means_first: float
-    mean_of_means_second: float
-    contrast: Contrast
-    n_first_seeds: int
-    n_second_seeds: int
-    cohens_d_pooled_seeds_first_minus_second: float
-    d_pooled_seeds_range: Range
-
-
-def contrast(name: str, samples: Mapping[str, Sample], weights: Mapping[str, float]) -> Contrast:
-    """Weights must sum to zero, and every condition that they name must be there."""
-    missing = [condition for condition in weights if condition not in samples]
-    if missing:
-        raise ValueError(f"contrast {name}: no values for {', '.join(missing)}")
-    if not weights or abs(sum(weights.values())) > 1e-9 or not any(weights.values()):
-        raise ValueError(f"contrast {name}: weights {dict(weights)} must sum to zero and not all be zero")
-    cells = [summarise(samples[condition]) for condition in weights]
-    unit = same_unit(*cells)
-    w = np.array(list(weights.values()), dtype=np.float64)
-    n = np.array([cell.n for cell in cells])
-    means, sds = np.array([cell.mean for cell in cells]), np.array([cell.spread for cell in cells])
-    if not sds.any():
-        raise NotTestable("no spread in any condition: every replicate gave the same value")
-    estimate = float(w @ means)
-    se, df = (float(x) for x in _welch_se_df(w, sds, n))
-    within = float(_within_sd(sds, n))
-    slack = float(np.abs(w) @ [cell.mean_rounding for cell in cells])
-    corners = _sd_corners(cells)
-    estimates = np.array([estimate - slack, estimate + slack, min(max(0.0, estimate - slack), estimate + slack)])
-    box_se, box_df = _welch_se_df(w, corners, n)
-    box_t = estimates[:, None] / box_se
-    half = t_quantile(df) * se
-    p = float(2 * stats.t.sf(abs(estimate / se), df))
-    return Contrast(
-        name=name,
-        weights=tuple(weights.items()),
-        n_total=int(n.sum()),
-        unit=unit,
-        estimate=estimate,
-        se=se,
-        df=df,
-        t=estimate / se,
-        p=p,
-        ci95_low=estimate - half,
-        ci95_high=estimate + half,
-        cohens_d_within_cell=estimate / within,
-        estimate_range=Range(estimate, estimate - slack, estimate + slack),
-        t_range=range_of(estimate / se, box_t),
-        p_range=range_of(p, 2 * stats.t.sf(np.abs(box_t), box_df)),
-        d_within_cell_range=range_of(estimate / within, estimates[:, None] / _within_sd(corners, n)),
-        label=label(*cells),
-    )
-
-
-def declared_contrasts(
-    samples: Mapping[str, Sample], declared: Mapping[str, Mapping[str, float]]
-) -> tuple[list[Contrast], dict[str, str]]:
-    """Every declared contrast that the samples allow, and for each other one the reason why not, by name."""
-    made, left_out = [], {}
-    for name, weights in declared.items():
-        missing = [condition for condition in weights if condition not in samples]
-        if missing:
-            left_out[name] = f"no values for {', '.join(missing)}"
-            continue
-        try:
-            made.append(contrast(name, samples, weights))
-        except NotTestable as reason:
-            left_out[name] = str(reason)
-    return made, left_out
-
-
-def contrast_tost(samples: Mapping[str, Sample], weights: Mapping[str, float], margin: float) -> Range:
-    """p of the two one-sided tests of a contrast against (-margin, +margin), with its range over the rounding."""
-    if not margin > 0:
-        raise ValueError(f"margin {margin}: equivalence needs a margin above zero")
-    result = contrast("equivalence", samples, weights)
-    cells = [summarise(samples[condition]) for condition in weights]
-    w, n = np.array(list(weights.values()), dtype=np.float64), np.array([cell.n for cell in cells])
-    ends = result.estimate_range
-    estimates = np.array([result.estimate, ends.low, ends.high, min(max(0.0, ends.low), ends.high)])
-    box_se, box_df = _welch_se_df(w, np.vstack([[cell.spread for cell in cells], _sd_corners(cells)]), n)
-    above = stats.t.sf((estimates[:, None] + margin) / box_se, box_df)
-    below = stats.t.cdf((estimates[:, None] - margin) / box_se, box_df)
-    p = np.maximum(above, below)
-    return range_of(float(p[0, 0]), p)
-
-
-def compare_groups(samples: Mapping[str, Sample], first: Sequence[str], second: Sequence[str]) -> GroupComparison:
-    """Two groups of conditions, first minus second."""
-    if not first or not second or set(first) & set(second):
-        raise ValueError(f"groups {list(first)} and {list(second)}: both need a condition, and none may be in both")
-    weights = {c: 1 / len(first) for c in first} | {c: -1 / len(second) for c in second}
-    result = contrast(f"{'+'.join(first)}_minus_{'+'.join(second)}", samples, weights)
-    cells = {c: summarise(samples[c]) for c in weights}
-    pooled = [pool([cells[c] for c in group]) for group in (first, second)]
-    d = cohens_d(*pooled)
-    box = [cohens_d(*(pool([corner[c] for c in group]) for group in (first, second))) for corner in _box_corners(cells)]
-    return GroupComparison(
-        first=tuple(first),
-        second=tuple(second),
-        mean_of_means_first=float(np.mean([cells[c].mean for c in first])),
-        mean_of_means_second=float(np.mean([cells[c].mean for c in second])),
-        contrast=result,
-        n_first_seeds=pooled[0].n,
-        n_second_seeds=pooled[1].n,
-        cohens_d_pooled_seeds_first_minus_second=d,
-        d_pooled_seeds_range=range_of(d, np.array(box)),
-    )
-
-
 def anova_2x2(cells: Mapping[tuple[str, str], Sample], factors: tuple[str, str]) -> list[AnovaRow]:
-    """Type III table of a 2 x 2 of samples keyed by (level of the first factor, level of the second).
-
-    Each term has one degree of freedom, so its F is the squared t of a contrast with the pooled within-cell variance.
-    """
+    """Type III table of samples keyed by (level of the first factor, level of the second); pipeline seeds as blocks."""
     a_levels, b_levels = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
     if len(cells) != 4 or len(a_levels) != 2 or len(b_levels) != 2:
         raise ValueError(f"a 2 x 2 needs its four cells, got {list(cells)}")
-    keys = list(product(a_levels, b_levels))
-    parts = [summarise(cells[key]) for key in keys]
-    unit = same_unit(*parts)
-    n, means = np.array([part.n for part in parts]), np.array([part.mean for part in parts])
-    sds = np.array([part.spread for part in parts])
-    df_residual = int(n.sum() - 4)
-    mse = float((n - 1) @ np.square(sds)) / df_residual
-    if mse == 0:
-        raise NotTestable("no spread in any cell")
-    a, b = np.array([1, 1, -1, -1]), np.array([1, -1, 1, -1])
-    rows = []
-    for term, w in ((factors[0], a), (factors[1], b), (" x ".join(factors), a * b)):
-        sum_sq = float((w @ means) ** 2 / np.sum(1 / n))
-        f = sum_sq / mse
-        p = float(stats.f.sf(f, 1, df_residual))
-        rows.append(AnovaRow(term, sum_sq, 1, df_residual, f, p, sum_sq / (sum_sq + mse * df_residual), unit))
-    return rows
-
-
-def _welch_se_df(w: FloatArray, sds: FloatArray, n: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Standard error and Satterthwaite df of a contrast; sds has shape (..., cells)."""
-    parts = np.square(w * sds) / n
-    total = parts.sum(axis=-1)
-    return np.sqrt(total), total**2 / np.sum(np.square(parts) / (n - 1), axis=-1)
-
-
-def _within_sd(sds: FloatArray, n: FloatArray) -> FloatArray:
-    """Root of the within-cell variances weighted by their degrees of freedom; sds has shape (..., cells)."""
-    return np.asarray(np.sqrt(np.square(sds) @ (n - 1) / (n.sum() - len(n))), dtype=np.float64)
-
-
-def _sd_corners(cells: Sequence[Summary]) -> FloatArray:
-    """SDs at the corners of the rounding box, shape (corners, cells)."""
-    ends = [sorted({max(c.spread - c.sd_rounding, c.spread * 1e-6), c.spread + c.sd_rounding}) for c in cells]
-    return np.array(list(product(*ends)))
-
-
-def _box_corners(cells: Mapping[str, Summary]) -> list[dict[str, Summary]]:
-    """Every corner of the rounding box: means x SDs, 4 ** len(cells) at most."""
-    choices = []
-    for cell in cells.values():
-        means = {cell.mean - cell.mean_rounding, cell.mean + cell.mean_rounding}
-        sds = {max(cell.spread - cell.sd_rounding, 0.0), cell.spread + cell.sd_rounding}
-        choices.append([Summary(m, s, cell.n, cell.unit, cell.n_pipeline_seeds) for m, s in product(means, sds)])
-    return [dict(zip(cells, corner, strict=True)) for corner in product(*choices)]
+    unit = same_unit(*cells.values())
+    testable(*cells.values())
+    rows = [
+        {"a": a, "b": b, "y": y, "block": s.blocks[i] if s.blocks else 0}
+        for (a, b) in product(a_levels, b_levels)
+        for s in (cells[a, b],)
+        for i, y in enumerate(s.data)
+    ]
+    block = " + C(block, Sum)" if unit == PIPELINE_SEED else ""
+    fit = smf.ols(f"y ~ C(a, Sum) * C(b, Sum){block}", pd.DataFrame(rows)).fit()
+    if fit.df_resid < 1 or fit.mse_resid <= (1e-9 * max(abs(row["y"]) for row in rows)) ** 2:
+        raise NotTestable("nothing is left to estimate the error from")
+    found = anova_lm(fit, typ=3)
+    names = {"C(a, Sum)": factors[0], "C(b, Sum)": factors[1], "C(a, Sum):C(b, Sum)": " x ".join(factors)}
+    residual = float(found.loc["Residual", "sum_sq"])
+    return [
+        AnovaRow(
+            name,
+            float(found.loc[term, "sum_sq"]),
+            int(found.loc[term, "df"]),
+            int(fit.df_resid),
+            float(found.loc[term, "F"]),
+            float(found.loc[term, "PR(>F)"]),
+            float(found.loc[term, "sum_sq"] / (found.loc[term, "sum_sq"] + residual)),
+            unit,
+        )
+        for term, name in names.items()
+    ]

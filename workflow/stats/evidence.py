@@ -1,12 +1,13 @@
-"""What claims are judged on: samples by phase and metric, from a scores table or from a published one."""
+"""What claims are judged on: samples by phase, metric and instrument, and what is known of their items and machines."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
-from workflow.stats.describe import Summary
-from workflow.stats.reference import PublishedTable, SingleRun
+from workflow.stats.items import Items
+from workflow.stats.published import PublishedTable, SingleRun
+from workflow.stats.samples import Sample
 from workflow.stats.table import NoSharedSeed, check_scores, samples
 
 Where = tuple[str, str, str]  # phase, metric, instrument
@@ -16,70 +17,108 @@ class Missing(ValueError):
     """The evidence does not hold what a claim needs; its message is the reason that a reader gets."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evidence:
-    """cells[(phase, metric, instrument)][condition]; records name the artifacts, where the scores do; problems say
-    why a metric that was measured has no samples."""
+    """
+    Attributes:
+        cells: cells[phase, metric, instrument][condition].
+        singles: named runs of a claim of kind one_run.
+        records: names of the artifacts behind the cells, where the scores have them.
+        problems: why a metric that was measured has no samples.
+        items: right answers by item, for metrics that are a share of them.
+        contamination: metric -> (conditions, what is known), where test items are known to be in the training data and
+            no scores by item are there to leave them out.
+        machines: field (gpu, environment, code) -> condition -> its values.
+        table: the scores, to be computed again on fewer items.
+    """
 
     source: str
-    cells: Mapping[Where, Mapping[str, Summary]]
+    cells: Mapping[Where, Mapping[str, Sample]]
     singles: Mapping[str, SingleRun] = field(default_factory=dict)
     records: Mapping[Where, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     problems: Mapping[Where, str] = field(default_factory=dict)
+    items: Mapping[Where, Items] = field(default_factory=dict)
+    contamination: Mapping[str, tuple[frozenset[str], str]] = field(default_factory=dict)
+    machines: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    table: pd.DataFrame | None = None
 
     def where(self, phase: str, metric: str, instrument: str | None) -> Where:
         """The one place that holds the metric in this phase, or Missing."""
-        found = [w for w in self.cells if w[:2] == (phase, metric) and instrument in (None, w[2])]
-        if not found:
+        places = [w for w in self.cells if w[:2] == (phase, metric) and instrument in (None, w[2])]
+        if not places:
             for where, problem in self.problems.items():
                 if where[:2] == (phase, metric) and instrument in (None, where[2]):
                     raise Missing(problem)
             raise Missing(f"no {phase} values of {metric}" + (f" by {instrument}" if instrument else ""))
-        if len(found) > 1:
-            raise Missing(f"{metric} is measured by {', '.join(w[2] for w in found)}: the claim must name one")
-        return found[0]
+        if len(places) > 1:
+            raise Missing(f"{metric} is measured by {', '.join(w[2] for w in places)}: the claim must name one")
+        return places[0]
 
-    def samples(self, where: Where, conditions: Sequence[str]) -> dict[str, Summary]:
-        """The summaries of these conditions, or Missing with the names of those that are not there."""
+    def samples(self, where: Where, conditions: Sequence[str]) -> dict[str, Sample]:
+        """The samples of these conditions, or Missing with the names of those that are not there."""
         here = self.cells[where]
-        absent = [condition for condition in conditions if condition not in here]
-        if absent:
+        if absent := [condition for condition in conditions if condition not in here]:
             raise Missing(f"no {where[0]} values of {where[1]} for {', '.join(absent)}")
         return {condition: here[condition] for condition in conditions}
 
     def rests_on(self, where: Where, conditions: Sequence[str]) -> tuple[str, ...]:
         """Names of the artifacts behind these samples; the source where the table names none."""
         named = self.records.get(where, {})
-        found = [record for condition in conditions for record in named.get(condition, ())]
-        return tuple(dict.fromkeys(found)) or (self.source,)
+        records = [record for condition in conditions for record in named.get(condition, ())]
+        return tuple(dict.fromkeys(records)) or (self.source,)
+
+    def on_clean_items(self, metric: str, instrument: str, conditions: Sequence[str]) -> "Evidence":
+        """The same scores over the items that are in the training data of none of the conditions."""
+        assert self.table is not None  # items come with the scores that they are the items of
+        table = self.table.copy()
+        for where, items in self.items.items():
+            if where[1:] != (metric, instrument):
+                continue
+            accuracy = items.accuracy(items.clean(conditions))
+            for (condition, p, e), value in accuracy.items():
+                of_run = (table["condition"] == condition) & (table["pipeline_seed"] == p)
+                of_run &= table["em_seed"].isna() if e is None else (table["em_seed"] == e).fillna(False)
+                of_run &= (table["metric"] == metric) & (table["instrument"] == instrument)
+                table.loc[of_run, "value"] = value
+        cells = dict(self.cells)
+        for where in cells:
+            if where[1:] == (metric, instrument):
+                cells[where] = {name: s.sample for name, s in samples(table, metric, where[0], instrument).items()}
+        return replace(self, cells=cells, items={}, contamination={})
 
 
 def from_scores(
-    scores: pd.DataFrame, singles: Sequence[SingleRun] = (), source: str = "scores of this run"
+    scores: pd.DataFrame,
+    singles: Sequence[SingleRun] = (),
+    source: str = "scores of this run",
+    items: Mapping[Where, Items] | None = None,
+    machines: Mapping[str, Mapping[str, frozenset[str]]] | None = None,
 ) -> Evidence:
-    """From the long scores table: per-seed values, so every range is one point."""
+    """From the long scores table."""
     table = check_scores(scores)
-    cells: dict[Where, Mapping[str, Summary]] = {}
+    cells: dict[Where, Mapping[str, Sample]] = {}
     records: dict[Where, Mapping[str, tuple[str, ...]]] = {}
     problems: dict[Where, str] = {}
     places = table[["phase", "metric", "instrument"]].drop_duplicates()
     for phase, metric, instrument in places.itertuples(index=False):
         where = (str(phase), str(metric), str(instrument))
         try:
-            found = samples(table, metric, phase, instrument)
+            by_condition = samples(table, metric, phase, instrument)
         except NoSharedSeed as problem:
             problems[where] = str(problem)
             continue
-        cells[where] = {name: sample.summary for name, sample in found.items()}
-        records[where] = {name: sample.records for name, sample in found.items()}
-    return Evidence(source, cells, {run.name: run for run in singles}, records, problems)
+        cells[where] = {name: cell.sample for name, cell in by_condition.items()}
+        records[where] = {name: cell.records for name, cell in by_condition.items()}
+    named = {run.name: run for run in singles}
+    return Evidence(source, cells, named, records, problems, items or {}, {}, machines or {}, table)
 
 
 def from_published(table: PublishedTable, singles: Sequence[SingleRun] = ()) -> Evidence:
-    """From printed figures: every statistic carries its range over their rounding."""
+    """From printed figures, with every corner of their rounding."""
     cells = {
         (phase, metric, table.instruments[metric]): by_condition
         for phase, metrics in (("post_em", table.post_em), ("pre_em", table.pre_em))
         for metric, by_condition in metrics.items()
     }
-    return Evidence(table.source, cells, {run.name: run for run in singles})
+    named = {run.name: run for run in singles}
+    return Evidence(table.source, cells, named, contamination=table.contamination)

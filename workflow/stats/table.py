@@ -2,18 +2,19 @@
 
 One row per cell, instrument and metric. The unit of replication is chosen here, once: with one pipeline seed the EM
 seeds are replicates of one checkpoint, and say so; with several, a replicate is a pipeline seed and its value is the
-mean over its EM seeds (a mean of means). The two are never in one sample.
+mean over its EM seeds, the same ones in every checkpoint: counts that differ by condition make the tests wrong (.08 to
+.14 for .05). The two are never in one sample.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from workflow.stats.describe import Summary, describe
+from workflow.stats.samples import EM_SEED, PIPELINE_SEED, FloatArray, NotTestable, Sample, sample
 
 COLUMNS = (
     "condition",
@@ -29,21 +30,10 @@ COLUMNS = (
 )
 IDENTITY = ["condition", "pipeline_seed", "em_seed", "phase", "instrument", "metric"]
 PHASES = ("pre_em", "post_em")
-EM_UNIT = "EM seed"
-PIPELINE_UNIT = "pipeline seed"
 
 
 class NoSharedSeed(ValueError):
     """Conditions with one pipeline seed each, and not the same one: no unit of replication holds for all."""
-
-
-class Runs(NamedTuple):
-    """Runs after EM as the arguments of `mixed.fit_mixed`, each of shape (n,)."""
-
-    values: list[float]
-    conditions: list[str]
-    pipeline_seeds: list[int]
-    em_seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -58,11 +48,13 @@ class CellSample:
     em_seeds_per_pipeline_seed: tuple[int, ...]
     sampling_se: tuple[float, ...]  # of each row used; empty if any row lacks it
     left_out_pipeline_seeds: tuple[int, ...]
+    left_out_em_seeds: tuple[int, ...]  # not in every checkpoint, so not in the means of checkpoints
     records: tuple[str, ...]  # artifacts the values rest on, where the table names them
 
     @property
-    def summary(self) -> Summary:
-        return describe(self.values, self.unit, len(self.pipeline_seeds))
+    def sample(self) -> Sample:
+        blocks = self.pipeline_seeds if self.unit == PIPELINE_SEED else ()
+        return sample(self.values, self.unit, len(self.pipeline_seeds), blocks)
 
 
 def load_scores(path: str | Path) -> pd.DataFrame:
@@ -111,29 +103,49 @@ def samples(
     if not by_condition:
         return {}
     seeds = {name: _pipeline_seeds(group) for name, group in by_condition.items()}
-    keep = seeds
-    if min(len(found) for found in seeds.values()) == 1 and phase == "post_em":
-        common = set.intersection(*(set(found) for found in seeds.values()))
-        if not common:
-            raise NoSharedSeed(f"{metric}: conditions with one pipeline seed share none: {seeds}")
-        keep = {name: tuple(seed for seed in found if seed in common) for name, found in seeds.items()}
-    return {name: _sample(name, group, keep[name], seeds[name], phase) for name, group in by_condition.items()}
+    if phase == "pre_em":
+        return {name: _sample(name, group, seeds[name], seeds[name], None) for name, group in by_condition.items()}
+    if min(len(present) for present in seeds.values()) > 1:
+        em_seeds = common_em_seeds(chosen)
+        return {name: _sample(name, group, seeds[name], seeds[name], em_seeds) for name, group in by_condition.items()}
+    common = set.intersection(*(set(present) for present in seeds.values()))
+    if not common:
+        raise NoSharedSeed(f"{metric}: conditions with one pipeline seed share none: {seeds}")
+    keep = {name: tuple(seed for seed in present if seed in common) for name, present in seeds.items()}
+    return {name: _sample(name, group, keep[name], seeds[name], None) for name, group in by_condition.items()}
 
 
-def runs(scores: pd.DataFrame, metric: str, instrument: str | None = None) -> Runs:
-    """Every run after EM, for the mixed model: `fit_mixed(*runs(scores, "alignment"))`."""
+def common_em_seeds(chosen: pd.DataFrame) -> tuple[int, ...]:
+    """The EM seeds that every checkpoint of the rows has, in the order of the first.
+
+    Raises:
+        NoSharedSeed: there is none.
+    """
+    by_checkpoint = [list(group) for _, group in chosen.groupby(["condition", "pipeline_seed"], sort=False)["em_seed"]]
+    common = set.intersection(*(set(seeds) for seeds in by_checkpoint))
+    if not common:
+        raise NoSharedSeed("checkpoints share no EM seed, so their means are not over the same ones")
+    return tuple(int(seed) for seed in by_checkpoint[0] if seed in common)
+
+
+def runs(scores: pd.DataFrame, metric: str, instrument: str | None = None) -> FloatArray:
+    """Runs after EM, shape (conditions, pipeline seeds, EM seeds), over the EM seeds that every checkpoint has.
+
+    Raises:
+        NotTestable: a condition lacks a pipeline seed that another has.
+    """
     chosen = _choose(scores, metric, "post_em", instrument)
-    return Runs(
-        [float(v) for v in chosen["value"]],
-        [str(c) for c in chosen["condition"]],
-        [int(s) for s in chosen["pipeline_seed"]],
-        [int(s) for s in chosen["em_seed"]],
-    )
+    kept = chosen[chosen["em_seed"].isin(common_em_seeds(chosen))]
+    wide = kept.pivot(index=["condition", "pipeline_seed"], columns="em_seed", values="value")
+    conditions, seeds = (wide.index.get_level_values(level).unique() for level in (0, 1))
+    if len(wide) != len(conditions) * len(seeds):
+        raise NotTestable("not every condition has every pipeline seed: the omnibus tests need them all")
+    return np.asarray(wide, dtype=np.float64).reshape(len(conditions), len(seeds), -1)
 
 
-def summaries(cells: Mapping[str, CellSample]) -> dict[str, Summary]:
-    """The samples' summaries."""
-    return {name: cell.summary for name, cell in cells.items()}
+def samples_of(cells: Mapping[str, CellSample]) -> dict[str, Sample]:
+    """The cells' samples."""
+    return {name: cell.sample for name, cell in cells.items()}
 
 
 def _choose(scores: pd.DataFrame, metric: str, phase: str, instrument: str | None) -> pd.DataFrame:
@@ -147,15 +159,17 @@ def _choose(scores: pd.DataFrame, metric: str, phase: str, instrument: str | Non
     return chosen
 
 
-def _sample(name: str, group: pd.DataFrame, keep: tuple[int, ...], found: tuple[int, ...], phase: str) -> CellSample:
+def _sample(
+    name: str, group: pd.DataFrame, keep: tuple[int, ...], present: tuple[int, ...], em_seeds: tuple[int, ...] | None
+) -> CellSample:
+    """em_seeds: those to average within each checkpoint; None where a row is a replicate as it is."""
     used = group[group["pipeline_seed"].isin(keep)]
-    means = used.groupby("pipeline_seed", sort=False)["value"].mean()
-    if phase == "pre_em":
-        values, unit = used["value"], PIPELINE_UNIT
-    elif len(keep) == 1:
-        values, unit = used["value"], EM_UNIT
-    else:
-        values, unit = means, PIPELINE_UNIT
+    dropped: tuple[int, ...] = ()
+    values, unit = used["value"], PIPELINE_SEED if used["em_seed"].isna().all() else EM_SEED
+    if em_seeds is not None:
+        dropped = tuple(int(seed) for seed in used["em_seed"].unique() if seed not in em_seeds)
+        used = used[used["em_seed"].isin(em_seeds)]
+        values, unit = used.groupby("pipeline_seed", sort=False)["value"].mean(), PIPELINE_SEED
     sampling = used["sampling_se"]
     return CellSample(
         condition=name,
@@ -165,7 +179,8 @@ def _sample(name: str, group: pd.DataFrame, keep: tuple[int, ...], found: tuple[
         pipeline_seeds=keep,
         em_seeds_per_pipeline_seed=tuple(int(n) for n in used.groupby("pipeline_seed", sort=False)["em_seed"].count()),
         sampling_se=() if sampling.isna().any() else tuple(float(s) for s in sampling),
-        left_out_pipeline_seeds=tuple(seed for seed in found if seed not in keep),
+        left_out_pipeline_seeds=tuple(seed for seed in present if seed not in keep),
+        left_out_em_seeds=dropped,
         records=tuple(str(r) for r in used["record"].dropna()) if "record" in used else (),
     )
 

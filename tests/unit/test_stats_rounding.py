@@ -8,23 +8,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workflow.stats.claims_schema import load_claims
-from workflow.stats.compare import compare
-from workflow.stats.contrasts import compare_groups, contrast
-from workflow.stats.describe import Summary, describe
-from workflow.stats.outliers import single_value, within_to_between
-from workflow.stats.reference import load_published_pairs, load_published_table, load_retracted
-from workflow.stats.summaries import (
+from workflow.stats.contrasts import Comparison, compare, compare_all, compare_groups, contrast
+from workflow.stats.published import load_published_pairs, load_published_table, load_retracted
+from workflow.stats.rounding import (
     UNDETERMINED,
     Printed,
     Range,
     from_mean_and_ci,
     from_mean_and_sd,
-    from_single,
+    from_moments,
     printed_p,
-    ranged_comparison,
-    ranged_pairs,
-    tost_range,
 )
+from workflow.stats.samples import sample
+from workflow.stats.tests import single_value, within_to_between
 
 ROOT = Path(__file__).parents[2]
 TABLE = load_published_table(ROOT / "reference/published_table.yaml")
@@ -35,7 +31,7 @@ ALIGNMENT, ARC = TABLE.post_em["alignment"], TABLE.post_em["arc"]
 
 
 def pair(metric, first, second):
-    return ranged_comparison(TABLE.post_em[metric][first], TABLE.post_em[metric][second], (first, second))
+    return compare(TABLE.post_em[metric], first, second)
 
 
 # --- printed figures ------------------------------------------------------------------------------------------------
@@ -70,30 +66,44 @@ def test_half_width_gives_back_the_sd():
     assert summary.ci95_half_width == pytest.approx(0.89)
 
 
+def test_a_printed_cell_becomes_values_with_exactly_its_mean_and_sd():
+    cell = from_moments(25.71, 1.566, 10, 0.005, 0.007)
+    assert cell.values.shape == (9, 10)
+    assert (cell.mean, cell.sd) == (pytest.approx(25.71), pytest.approx(1.566))
+    assert sorted({round(m, 9) for m in cell.values.mean(axis=1)}) == pytest.approx([25.705, 25.71, 25.715])
+    assert sorted({round(s, 9) for s in cell.values.std(axis=1, ddof=1)}) == pytest.approx([1.559, 1.566, 1.573])
+
+
+@pytest.mark.parametrize("bad", [(1.0, -1.0, 5), (1.0, 1.0, 1), (1.0, 1.0, 5, -0.1), (1.0, float("nan"), 5)])
+def test_impossible_figures_are_refused(bad):
+    with pytest.raises(ValueError):
+        from_moments(*bad)
+
+
 def test_raw_values_have_a_range_of_one_point():
-    a, b = np.random.default_rng(0).normal(0, 1, (2, 10))
-    ranged = ranged_comparison(a, b)
-    for statistic in (ranged.welch_t, ranged.p, ranged.cohens_d_first_minus_second):
-        assert statistic.low == pytest.approx(statistic.high)
-    assert ranged.p.value == compare(a, b).p
-    assert tost_range(a, b, 1.0).low == pytest.approx(tost_range(a, b, 1.0).high)
+    a, b = (sample(x) for x in np.random.default_rng(0).normal(0, 1, (2, 10)))
+    raw = compare({"a": a, "b": b}, "a", "b")
+    assert raw.t.exact
+    assert raw.p.exact
+    assert raw.cohens_d_first_minus_second.exact
+    assert Range.of(raw.estimate.tost_p(1.0)).exact
 
 
 @given(st.integers(0, 10_000), st.integers(2, 12))
 def test_the_range_holds_the_truth_behind_the_rounding(seed, n):
     rng = np.random.default_rng(seed)
-    a, b = rng.normal(25, rng.uniform(1, 3), n), rng.normal(rng.uniform(24, 28), 2, n)
-    truth = compare(a, b)
-    printed = [from_mean_and_sd(f"{s.mean:.1f}", f"{s.sd:.1f}", n) for s in (describe(a), describe(b))]
-    ranged = ranged_comparison(*printed)
-    assert ranged.welch_t.contains(truth.welch_t, 1e-6)
-    assert ranged.p.contains(truth.p, 1e-6)
-    assert ranged.cohens_d_first_minus_second.contains(truth.cohens_d_first_minus_second, 1e-6)
+    a, b = (sample(rng.normal(mean, sd, n)) for mean, sd in ((25, rng.uniform(1, 3)), (rng.uniform(24, 28), 2)))
+    truth = compare({"a": a, "b": b}, "a", "b")
+    printed = {name: from_mean_and_sd(f"{s.mean:.1f}", f"{s.sd:.1f}", n) for name, s in (("a", a), ("b", b))}
+    ranged = compare(printed, "a", "b")
+    assert ranged.t.contains(truth.t.value, 1e-6)
+    assert ranged.p.contains(truth.p.value, 1e-3)  # p is read at the corners and the middles, and is no linear function
+    assert ranged.cohens_d_first_minus_second.contains(truth.cohens_d_first_minus_second.value, 1e-6)
 
 
 def test_a_missing_pair_stays_in_the_family():
-    result = ranged_pairs({"a": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 5.0], "c": [1.0]})
-    assert result[0].family_size == 3
+    result = compare_all({"a": sample([1.0, 2.0, 3.0]), "b": sample([2.0, 3.0, 5.0]), "c": sample([1.0])})
+    assert isinstance(result[0], Comparison)
     assert result[0].p_bonferroni.value == pytest.approx(min(1.0, 3 * result[0].p.value))
     assert result[1].reason.startswith("n = 1")
 
@@ -115,10 +125,44 @@ def test_there_are_twenty_published_pairs():
 def test_ranges_hold_what_the_raw_data_gave(published):
     ours = pair(published.metric, published.first, published.second)
     slack = published.t_and_d_half_unit
-    assert ours.welch_t.contains(published.welch_t, slack)
+    assert ours.t.contains(published.welch_t, slack)
     assert ours.cohens_d_first_minus_second.contains(published.cohens_d_first_minus_second, slack)
     apart = ours.p.low > published.p.high or published.p.low > ours.p.high
     assert not apart, "the two ranges of p meet"
+
+
+# t, p, d and the TOST p (margin 5 points, .05 of ARC) of the twenty pairs at the printed figures
+RECOMPUTED = [
+    ("alignment", "tulu_control", "evil_wrong", 0.601629, 0.555548, 0.269057, 2.52082e-05),
+    ("alignment", "tulu_control", "good_wrong", -2.39512, 0.0282425, -1.07113, 0.000515317),
+    ("alignment", "tulu_control", "evil_correct", -3.21673, 0.00488605, -1.43856, 0.00172808),
+    ("alignment", "tulu_control", "good_correct", -0.948786, 0.355927, -0.42431, 1.10927e-06),
+    ("alignment", "evil_wrong", "good_wrong", -2.63431, 0.0169025, -1.1781, 0.00504246),
+    ("alignment", "evil_wrong", "evil_correct", -3.33787, 0.00374957, -1.49274, 0.0156794),
+    ("alignment", "evil_wrong", "good_correct", -1.41968, 0.176728, -0.634901, 8.08618e-05),
+    ("alignment", "good_wrong", "evil_correct", -0.65374, 0.52158, -0.292362, 2.52874e-05),
+    ("alignment", "good_wrong", "good_correct", 1.76804, 0.0969613, 0.790693, 6.30259e-05),
+    ("alignment", "evil_correct", "good_correct", 2.64199, 0.0178135, 1.18153, 0.000170378),
+    ("arc", "tulu_control", "evil_wrong", -0.637166, 0.536628, -0.284949, 0.00696446),
+    ("arc", "tulu_control", "good_wrong", -4.8801, 0.000697247, -2.18245, 0.867541),
+    ("arc", "tulu_control", "evil_correct", -6.38727, 1.84739e-05, -2.85647, 0.995686),
+    ("arc", "tulu_control", "good_correct", -4.04667, 0.00133773, -1.80973, 0.744181),
+    ("arc", "evil_wrong", "good_wrong", -10.2908, 6.89961e-08, -4.60217, 0.886468),
+    ("arc", "evil_wrong", "evil_correct", -10.1361, 2.33807e-08, -4.53301, 0.999729),
+    ("arc", "evil_wrong", "good_correct", -6.20233, 1.10104e-05, -2.77377, 0.547664),
+    ("arc", "good_wrong", "evil_correct", -3.97148, 0.00201714, -1.7761, 0.0109834),
+    ("arc", "good_wrong", "good_correct", 0.840144, 0.417515, 0.375724, 2.60908e-05),
+    ("arc", "evil_correct", "good_correct", 3.71324, 0.00160047, 1.66061, 0.0829901),
+]
+
+
+@pytest.mark.parametrize("row", RECOMPUTED, ids=lambda row: "-".join(row[:3]))
+def test_statistics_of_the_published_pairs_stay_what_they_are(row):
+    metric, first, second, *expected = row
+    ours = pair(metric, first, second)
+    tost = Range.of(ours.estimate.tost_p(0.05 if metric == "arc" else 5.0))
+    found = (ours.t, ours.p, ours.cohens_d_first_minus_second, tost)
+    assert [r.value for r in found] == pytest.approx(expected, rel=1e-5)
 
 
 def test_p_printed_as_zero_comes_four_times_and_is_a_bound():
@@ -182,7 +226,7 @@ def test_retracted_run_against_ten_seeds():
     assert by_ci.z.value == pytest.approx(19.7, abs=0.05)
     assert (by_ci.prediction_t.value, by_ci.df) == (pytest.approx(18.8, abs=0.05), 9)
     sd = TABLE.printed["good_correct_alignment_sd"]
-    by_sd = Summary(ALIGNMENT["good_correct"].mean, sd.value, 10, mean_rounding=0.005, sd_rounding=sd.half_unit)
+    by_sd = from_moments(ALIGNMENT["good_correct"].mean, sd.value, 10, 0.005, sd.half_unit)
     z = single_value(value.value, by_sd, value.half_unit).z
     assert z.value == pytest.approx(19.8, abs=0.05)
     assert by_ci.z.contains(TABLE.printed["retracted_run_z"].value, 0.05)
@@ -202,29 +246,33 @@ def test_replication_lies_among_the_ten_seeds():
 def test_interaction_is_not_zero(metric, estimate, t, digits):
     name = "interaction_evil_gain_minus_good_gain"
     result = contrast(name, TABLE.post_em[metric], CONTRASTS.weights(name))
-    assert result.estimate == pytest.approx(estimate, abs=digits)
-    assert result.t == pytest.approx(t, abs=0.05)
-    assert result.p_range.below(0.005) == "yes"
+    assert result.difference_first_minus_second.value == pytest.approx(estimate, abs=digits)
+    assert result.t.value == pytest.approx(t, abs=0.05)
+    assert result.p.below(0.005) == "yes"
 
 
 def test_arc_marginals_and_their_two_effect_sizes():
     groups = compare_groups(ARC, ["evil_correct", "good_correct"], ["evil_wrong", "good_wrong"])
     assert (groups.mean_of_means_first, groups.mean_of_means_second) == (pytest.approx(0.827), pytest.approx(0.7865))
-    assert groups.cohens_d_pooled_seeds_first_minus_second == pytest.approx(1.36, abs=0.005), "published as about 0.5"
-    assert groups.contrast.cohens_d_within_cell == pytest.approx(2.29, abs=0.005)
+    assert groups.cohens_d_pooled_seeds_first_minus_second.value == pytest.approx(1.36, abs=0.005), (
+        "published as about 0.5"
+    )
+    assert groups.contrast.cohens_d_first_minus_second.value == pytest.approx(2.29, abs=0.005)
 
 
 @pytest.mark.parametrize(("margin", "passing"), [(5.0, 10), (3.0, 5)])
 def test_equivalence_depends_on_the_margin(margin, passing):
     names = list(ALIGNMENT)
     answers = [
-        tost_range(ALIGNMENT[a], ALIGNMENT[b], margin).below(0.05) for i, a in enumerate(names) for b in names[i + 1 :]
+        Range.of(compare(ALIGNMENT, a, b).estimate.tost_p(margin)).below(0.05)
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
     ]
     assert answers.count("yes") == passing
     assert UNDETERMINED not in answers
 
 
 def test_pre_em_values_have_no_interval():
-    assert TABLE.pre_em["alignment"]["tulu_control"] == from_single("90.65")
+    assert (TABLE.pre_em["alignment"]["tulu_control"].mean, TABLE.pre_em["alignment"]["tulu_control"].n) == (90.65, 1)
     assert TABLE.pre_em["arc"]["good_correct"].ci95 is None
     assert TABLE.gpu_hours_stated == 210

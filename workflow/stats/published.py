@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from workflow.stats.describe import Summary
-from workflow.stats.summaries import Printed, Range, from_mean_and_ci, from_single, printed_p
+from workflow.stats.rounding import Printed, Range, from_mean_and_ci, from_single, printed_p
+from workflow.stats.samples import Sample
 
 
 class _Closed(BaseModel):
@@ -40,6 +40,15 @@ class _PrintedBeside(_Closed):
     source: str
 
 
+class _Contamination(_Closed):
+    metric: str
+    items: int
+    contaminated: int
+    conditions: list[str]
+    none_in: list[str]
+    source: str
+
+
 class _Cost(_Closed):
     gpu_hours_stated: str
     gpu_hours_measured_one_cell: str
@@ -54,6 +63,7 @@ class _Table(_Closed):
     metrics: list[_Metric]
     conditions: list[_Condition]
     printed_beside: list[_PrintedBeside]
+    contamination: list[_Contamination]
     cost: _Cost
 
 
@@ -99,14 +109,16 @@ class SingleRun:
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Summaries by metric, then condition; `printed` holds the figures printed beside the table."""
+    """Samples by metric, then condition; `printed` holds the figures printed beside the table, `contamination` by
+    metric the conditions whose training data held test items, and what is known of it."""
 
     source: str
-    post_em: Mapping[str, Mapping[str, Summary]]
-    pre_em: Mapping[str, Mapping[str, Summary]]
+    post_em: Mapping[str, Mapping[str, Sample]]
+    pre_em: Mapping[str, Mapping[str, Sample]]
     instruments: Mapping[str, str]
     units: Mapping[str, str]
     printed: Mapping[str, Printed]
+    contamination: Mapping[str, tuple[frozenset[str], str]]
     gpu_hours_stated: float
     gpu_hours_measured_one_cell: float
     cost_source: str
@@ -144,6 +156,14 @@ def load_published_table(path: str | Path) -> PublishedTable:
         instruments={metric.name: metric.instrument for metric in table.metrics},
         units={metric.name: metric.unit for metric in table.metrics},
         printed={figure.name: Printed.parse(figure.value) for figure in table.printed_beside},
+        contamination={
+            c.metric: (
+                frozenset(c.conditions),
+                f"{c.contaminated} of {c.items} test items in the training data of {', '.join(c.conditions)}, "
+                f"none in that of {', '.join(c.none_in)}",
+            )
+            for c in table.contamination
+        },
         gpu_hours_stated=float(table.cost.gpu_hours_stated),
         gpu_hours_measured_one_cell=float(table.cost.gpu_hours_measured_one_cell),
         cost_source=table.cost.source,
