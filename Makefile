@@ -43,4 +43,5 @@ slurm: .venv-slurm/ready ## the demo, and faults, on a real SLURM on loopback: r
 .venv/ready: envs/dev.txt envs/cpu.txt envs/base.lock.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@

@@ -1,7 +1,8 @@
-"""python -m workflow: the commands around a run. Each takes --help."""
+"""The commands around a run: `matrix COMMAND`, or `python -m workflow COMMAND`. Each takes --help."""
 
 import gc as memory
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ def _print_json(value: Any) -> None:
 def lock(configfile: ConfigFile = DEFAULT, data_root: str = "") -> None:
     """Pin what is not pinned: resolve commits, build or read data, write config/data.lock.tsv.
 
-    Example: python -m workflow lock --configfile config/demo.yaml
+    Example: matrix lock --configfile config/demo.yaml
     """
     from workflow.data.lock import read_lock
     from workflow.data.pin import pin_all
@@ -69,7 +70,7 @@ def status(
 ) -> None:
     """The matrix as a grid: done, missing, outdated, stale, other code, running, failed, retracted; and the cost.
 
-    Example: python -m workflow status --paths evil_wrong.p42 evil_wrong.p42.e137
+    Example: matrix status --paths evil_wrong.p42 evil_wrong.p42.e137
     """
     from workflow.audit import status as audit
     from workflow.audit import status_view
@@ -95,7 +96,7 @@ def why(
 ) -> None:
     """The recipe fields that differ from the nearest finished sibling, where they come from, and what follows.
 
-    Example: python -m workflow why evil_wrong.p42.e137 em_lora
+    Example: matrix why evil_wrong.p42.e137 em_lora
     """
     from workflow.audit import status as audit
     from workflow.audit import why as reasons
@@ -108,7 +109,7 @@ def why(
 def diff(left: str, right: str, configfile: ConfigFile = DEFAULT, json_: Json = False) -> None:
     """Every difference between two cells: recipe, data, what was observed, placement, environment, metrics, outputs.
 
-    Example: python -m workflow diff tulu_control.p42.e137 evil_wrong.p42.e137
+    Example: matrix diff tulu_control.p42.e137 evil_wrong.p42.e137
     """
     from workflow.audit import diff as differences
 
@@ -126,7 +127,7 @@ def verify(
 ) -> None:
     """Hash every output again and walk every link. Exit status: 0 whole, 1 broken, 2 unverifiable; each case is named.
 
-    Example: python -m workflow verify --quick
+    Example: matrix verify --quick
     """
     from workflow.audit import verify as check
 
@@ -143,7 +144,7 @@ def lineage(
 ) -> None:
     """From a number of the report to the bytes that it rests on; from a data set to every number that rests on it.
 
-    Example: python -m workflow lineage evil_wrong.p42.e137/demo_questions/alignment --configfile config/demo.yaml
+    Example: matrix lineage evil_wrong.p42.e137/demo_questions/alignment --configfile config/demo.yaml
     """
     from workflow.audit import lineage as trees
 
@@ -162,7 +163,7 @@ def retract(
 ) -> None:
     """Mark a result, and with it all that was made from it, as not to be used: an entry in config/retractions.yaml.
 
-    Example: python -m workflow retract em_lora/evil_wrong.p42.e137/26b52cac-c7f970ccc757 --reason "another batch size"
+    Example: matrix retract em_lora/evil_wrong.p42.e137/26b52cac-c7f970ccc757 --reason "another batch size"
     """
     from workflow import retractions
 
@@ -181,7 +182,7 @@ def redo(
 ) -> None:
     """Set a result aside and plan it again, with what follows. A judge is asked again. Nothing is lost until `gc`.
 
-    Example: python -m workflow redo judge/evil_wrong.p42.e137/26b52cac-c7f970ccc757 --reason "the judge was down"
+    Example: matrix redo judge/evil_wrong.p42.e137/26b52cac-c7f970ccc757 --reason "the judge was down"
     """
     from workflow.audit.redo import redo as again
 
@@ -198,7 +199,7 @@ def accept(
 ) -> None:
     """Say that the code of a stage as it is now gives the numbers of the code that made the finished results.
 
-    Example: python -m workflow accept em_lora --reason "renamed a function"
+    Example: matrix accept em_lora --reason "renamed a function"
     """
     from workflow import accepted
     from workflow.audit.redo import codes_of
@@ -219,7 +220,7 @@ def gc(
 ) -> None:
     """What nothing in the plan names: other keys, superseded results, dead workspaces, unnamed data. Shows them first.
 
-    Example: python -m workflow gc --yes
+    Example: matrix gc --yes
     """
     from workflow.audit import garbage
 
@@ -240,7 +241,7 @@ def adopt(
 ) -> None:
     """Bring the result files of an earlier program in, as numbers without a record, with the fields that they lack.
 
-    Example: python -m workflow adopt ~/old/results --name original
+    Example: matrix adopt ~/old/results --name original
     """
     from workflow.audit import adopt as adoption
 
@@ -262,7 +263,7 @@ def export(
 ) -> None:
     """Copy a cell's model with its record and a card rendered from it to a new folder; read back and verified.
 
-    Example: python -m workflow export evil_wrong.p42.e137 /tmp/adapter
+    Example: matrix export evil_wrong.p42.e137 /tmp/adapter
     """
     from workflow.audit.export import export as copy
 
@@ -274,7 +275,7 @@ def export(
 def judge_cost(configfile: ConfigFile = DEFAULT) -> None:
     """What the judgments that are missing would take: requests, tokens, dollars. Asks nobody.
 
-    Example: python -m workflow judge-cost --configfile config/config.yaml
+    Example: matrix judge-cost --configfile config/config.yaml
     """
     from workflow.audit.judge_cost import judge_cost as costs
 
@@ -291,7 +292,7 @@ def judge_cost(configfile: ConfigFile = DEFAULT) -> None:
 def doctor(configfile: ConfigFile = DEFAULT) -> None:
     """What is missing before the first GPU hour: data, hub, judge, GPUs, disk, hours, the site. Exit status 1 if so.
 
-    Example: python -m workflow doctor
+    Example: matrix doctor
     """
     from workflow.audit import doctor as doctors
 
@@ -302,11 +303,19 @@ def doctor(configfile: ConfigFile = DEFAULT) -> None:
 def launch(context: typer.Context) -> None:
     """Run a command on this machine with jobs forked from one process that has imported torch.
 
-    Example: python -m workflow launch -- snakemake all --configfile config/demo.yaml -c2
+    Example: matrix launch -- snakemake all --configfile config/demo.yaml -c2
     """
     from workflow.launch import launch as run
 
     raise typer.Exit(run(context.args))
+
+
+def console() -> None:
+    """The console script `matrix`: in another checkout than the one it was installed from, that checkout's code."""
+    here = Path("workflow/__main__.py")
+    if here.is_file() and not here.samefile(__file__):
+        os.execv(sys.executable, [sys.executable, "-m", "workflow", *sys.argv[1:]])
+    main()
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,16 +6,21 @@ killed job holds nothing. Where SLURM or the user has chosen (CUDA_VISIBLE_DEVIC
 
 import fcntl
 import os
+import re
+import subprocess
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
+PROC = Path("/proc/driver/nvidia/gpus")
 _held: list[int] = []  # file descriptors: the locks last as long as this process
 
 
-def needed(stage: str, placement: dict[str, object]) -> int:
-    """GPUs that a stage uses if there are any."""
+def needed(stage: str, placement: Mapping[str, object]) -> int:
+    """GPUs that a job of this stage takes; `gpus` in the placement is what the plan counted."""
+    if isinstance(count := placement.get("gpus"), int):
+        return count
     if stage in ("arc", "generate", "lm_eval", "pairs"):
         return 1
     if stage == "judge":
@@ -30,32 +35,70 @@ def claim(
     devices: Path = Path("/dev"),
     locks: Path | None = None,
     every: float = 2.0,
-) -> list[int]:
-    """Take `count` free GPUs and show only them to CUDA; waits while there are too few. Before torch looks for GPUs."""
-    there = sorted(int(d.name.removeprefix("nvidia")) for d in devices.glob("nvidia[0-9]*"))
-    if not count or not there or "CUDA_VISIBLE_DEVICES" in environ or "SLURM_JOB_ID" in environ:
+    proc: Path = PROC,
+) -> list[str]:
+    """Take `count` free GPUs and show only them to CUDA; waits while there are too few. Before torch looks for GPUs.
+
+    Returns:
+        The names under which CUDA knows them.
+    """
+    names = cuda_names(devices, proc)
+    if not count or not names or "CUDA_VISIBLE_DEVICES" in environ or "SLURM_JOB_ID" in environ:
         return []
-    if len(there) < count:
+    if len(names) < count:
         return []  # the stage says that the placement asks for more processes than there are GPUs
     locks = locks or Path(f"/tmp/gpus-{os.getuid()}")
     locks.mkdir(mode=0o700, exist_ok=True)
     told = False
     while True:
-        taken = _take(count, there, locks)
+        taken = _take(count, list(names), locks)
         if taken:
-            environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, taken))
-            return taken
+            chosen = [names[minor] for minor in taken]
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+            return chosen
         if not told:
-            print(f"waiting for {count} of {len(there)} GPUs", file=sys.stderr, flush=True)
+            print(f"waiting for {count} of {len(names)} GPUs", file=sys.stderr, flush=True)
             told = True
         time.sleep(every)
+
+
+def cuda_names(devices: Path = Path("/dev"), proc: Path = PROC) -> dict[int, str]:
+    """Name for CUDA of each GPU that this machine or container has, by the number of its device file.
+
+    That number is no ordinal of CUDA's: a container that was given /dev/nvidia3 alone has the ordinal 0. The driver
+    tells the UUID, which CUDA takes as a name.
+    """
+    minors = sorted(int(m[1]) for d in devices.glob("nvidia[0-9]*") if (m := re.fullmatch(r"nvidia(\d+)", d.name)))
+    uuids: dict[int, str] = {}
+    for file in proc.glob("*/information"):
+        text = file.read_text()
+        minor, uuid = (re.search(rf"{field}:\s*(\S+)", text) for field in ("Device Minor", "GPU UUID"))
+        if minor and uuid and uuid[1].startswith("GPU-") and "?" not in uuid[1]:
+            uuids[int(minor[1])] = uuid[1]
+    if minors and all(minor in uuids for minor in minors):
+        return {minor: uuids[minor] for minor in minors}
+    return {minor: str(ordinal) for ordinal, minor in enumerate(minors)}
+
+
+def model_names(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Models of the GPUs that CUDA may see, as the driver names them, for a process that does not load torch."""
+    visible = [name for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not visible:
+        return []
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    rows = [line.split(", ", 2) for line in done.stdout.splitlines() if line.count(", ") >= 2]
+    return [model for index, uuid, model in rows if index in visible or any(uuid.startswith(v) for v in visible)]
 
 
 def _take(count: int, there: list[int], locks: Path) -> list[int]:
     """All or nothing, so that two jobs that each hold half never wait for each other."""
     taken: dict[int, int] = {}
     for number in there:
-        descriptor = os.open(locks / str(number), os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(locks / str(number), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -87,8 +87,9 @@ def serve(address: str, parent: int) -> None:
                 if event.fileobj is listener:
                     link, _ = listener.accept()
                     pid = _start(link, [listener, *jobs.values()])
-                    jobs[pid] = link
-                    select.register(link, selectors.EVENT_READ, pid)
+                    if pid is not None:
+                        jobs[pid] = link
+                        select.register(link, selectors.EVENT_READ, pid)
                 elif event.fileobj == read:
                     os.read(read, 4096)
                     _reap(jobs, select)
@@ -106,15 +107,20 @@ def _preload_lazy() -> None:
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: F401
 
 
-def _start(link: socket.socket, others: list[socket.socket]) -> int:
+def _start(link: socket.socket, others: list[socket.socket]) -> int | None:
     header, ancillary, _, _ = link.recvmsg(8, socket.CMSG_SPACE(2 * array.array("i").itemsize))
     size = int.from_bytes(header, "big")
     request = bytearray()
-    while len(request) < size:
-        request += link.recv(size - len(request))
+    while len(request) < size and (part := link.recv(size - len(request))):
+        request += part
     fds = array.array("i")
     for _, _, data in ancillary:
         fds.frombytes(data)
+    if len(header) < 8 or len(request) < size or len(fds) != 2:  # the client is gone
+        for fd in fds:
+            os.close(fd)
+        link.close()
+        return None
     pid = os.fork()
     if pid:
         for fd in fds:

@@ -137,7 +137,7 @@ class Plan:
 
     def placement(self, stage: str) -> str:
         placed = getattr(self.config.placement, stage)
-        options = placed.model_dump()
+        options = placed.model_dump() | {"gpus": self.gpus(stage)}
         if isinstance(placed, TrainPlacement):
             options |= {"tracking": self.config.tracking, "gates": self._gates}
         return json.dumps(options)

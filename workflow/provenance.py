@@ -13,6 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from workflow import gpus
 from workflow.keys import digest, hash_file
 
 ROOT = Path(__file__).parents[1]
@@ -46,8 +47,11 @@ def collect(module: str, code: str | None = None) -> dict[str, Any]:
         code: digest of the code as it was when the job started; now, by default.
     """
     versions = installed()
-    torch = sys.modules.get("torch")  # a stage without torch has no GPU to name
-    gpus = torch.cuda.device_count() if torch is not None and torch.cuda.is_available() else 0
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        gpu = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    else:
+        gpu = gpus.model_names()  # another process of the job may hold them
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": _dirty(),
@@ -57,7 +61,7 @@ def collect(module: str, code: str | None = None) -> dict[str, Any]:
         "python": platform.python_version(),
         "host": socket.gethostname(),
         "cpu": platform.machine(),
-        "gpu": [torch.cuda.get_device_name(i) for i in range(gpus)] if torch is not None else [],
+        "gpu": gpu,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 

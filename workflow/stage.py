@@ -284,12 +284,34 @@ def execute_all(
         for sibling in siblings:
             if len(works) < wanted and (taken := _begin_sibling(module, sibling, code, stack)) is not None:
                 works.append(taken)
-        gpus.claim(gpus.needed(own.recipe.stage, own.placement))
+        _claim_gpus(own)
         started, clock = datetime.now(UTC), time.monotonic()
         if len(works) == 1 or together is None:
             _finish(module, work, run(work.job), code, started, time.monotonic() - clock, ())
             return
         _run_together(module, works, together, code, started)
+
+
+def _claim_gpus(request: Request) -> None:
+    """Take the GPUs that the plan counted.
+
+    Raises:
+        StageError: there are GPUs and the stage needs some, but this environment's torch cannot use them.
+    """
+    stage = request.recipe.stage
+    count = gpus.needed(stage, request.placement)
+    if request.placement.get("gpus") == 0:
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+    taken = gpus.claim(count)
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if count and (taken or given) and stage != "judge":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise StageError(
+                f"{request.record}: takes {count} GPUs, {', '.join(taken or given)} are there, but torch "
+                f"{torch.__version__} cannot use them. Install the CUDA build (envs/gpu.txt), or mend the driver."
+            )
 
 
 def _run_together(module: str, works: list[_Work], together: RunTogether, code: str, started: datetime) -> None:

@@ -47,7 +47,7 @@ def enter(built: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> Matrix:
     return plan()
 
 
-def write_config(raw: dict[str, Any]) -> None:
+def write_config(raw: dict[str, Any], salt: str = "") -> None:
     """The config, and a pin and a file for each data set that it uses and that has none."""
     Path(CONFIG).write_text(yaml.safe_dump(raw, sort_keys=False))
     config = Config.load(CONFIG)
@@ -55,7 +55,7 @@ def write_config(raw: dict[str, Any]) -> None:
     Path(store.DATA).mkdir(parents=True, exist_ok=True)
     for name in used_names(config):
         says = definition(config.data_entry(name), pins)
-        text = f'{{"name": "{name}"}}\n'.encode()
+        text = f'{{"name": "{name}{salt}"}}\n'.encode()
         md5, sha256 = hash_bytes(text, "md5"), hash_bytes(text)
         pins[name] = Pin(name, md5, md5, sha256, "1", NONE, says, "a test")
         file = Path(store.data_path(md5))
@@ -64,11 +64,11 @@ def write_config(raw: dict[str, Any]) -> None:
     write_pins(list(pins.values()))
 
 
-def change(edit: Callable[[dict[str, Any]], Any]) -> Matrix:
-    """Edit the config as YAML; the plan that it describes then."""
+def change(edit: Callable[[dict[str, Any]], Any], salt: str = "") -> Matrix:
+    """Edit the config as YAML; the plan that it describes then. `salt` changes the data's bytes."""
     raw = yaml.safe_load(Path(CONFIG).read_text())
     edit(raw)
-    write_config(raw)
+    write_config(raw, salt)
     return plan()
 
 

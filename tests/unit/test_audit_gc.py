@@ -13,8 +13,9 @@ from tests.unit._results import CONFIG, build, change, command, enter, find, fin
 from workflow.__main__ import app
 from workflow.audit import garbage
 from workflow.audit.adopt import ADOPTED, FOUND
+from workflow.audit.status import survey
 from workflow.files import Owner
-from workflow.store import list_files, set_aside
+from workflow.store import list_files, read_record, restore, set_aside
 
 CELL = "evil_wrong.p42.e42"
 
@@ -321,7 +322,7 @@ COMMANDS = ("status", "why", "diff", "verify", "lineage", "retract", "gc", "adop
 def test_every_command_has_help_with_an_example(name):
     said = CliRunner().invoke(app, [name, "--help"])
     assert said.exit_code == 0
-    assert f"python -m workflow {name}" in " ".join(said.output.split())
+    assert f"matrix {name}" in " ".join(said.output.split())
     assert "--configfile" in said.output
 
 
@@ -336,3 +337,51 @@ def test_every_command_ends_with_one_line_if_the_config_is_not_there(matrix, nam
 @pytest.mark.parametrize("name", ["why", "diff", "lineage", "retract", "adopt"])
 def test_a_missing_argument_is_a_usage_error(matrix, name):
     assert command(name).code == 2
+
+
+def test_checkpoints_of_a_finished_training_settle_first(matrix):
+    node = find(matrix, "em_lora", CELL)
+    state = Path(node.record).with_name("checkpoint")
+    state.mkdir()
+    assert listed(command("gc")) == []
+    old_times(state)
+    assert listed(command("gc")) == [str(state)]
+
+
+def test_redo_sets_aside_what_would_bring_a_result_back(matrix):
+    node = find(matrix, "judge", CELL)
+    inputs = read_record(node.record).inputs
+    folder = Path(node.record).parent
+    (folder / "journal.jsonl").write_text("{}\n")
+    place = f"judge/{CELL}/{node.key}"
+    assert command("redo", place, "--reason", " ").err.startswith("error: --reason")
+    said = command("redo", place, "--reason", "the judge said hello")
+    assert said.code == 0
+    assert "set aside" in said.out
+    assert not Path(node.record).exists()
+    assert not (folder / "out").exists()
+    assert not (folder / "journal.jsonl").exists()
+    (aside,) = [p for p in folder.glob("redone.*") if p.is_dir()]
+    assert (aside / "judgments.jsonl").exists()
+    assert "the judge said hello" in aside.with_name(f"{aside.name}.json").read_text()
+    assert restore(Path(node.record), inputs) is None
+    states = survey(matrix).states
+    assert states[node].state == "missing"
+    assert states[matrix.report].state == "outdated"
+    assert command("redo", place, "--reason", "again").err.startswith(f"error: {place}: there is no result")
+    assert command("verify").code == 2  # the report's parent is away; nothing is broken
+
+
+def test_redo_and_retract_compose(matrix):
+    node = find(matrix, "em_lora", CELL)
+    place = f"em_lora/{CELL}/{node.key}"
+    assert command("retract", place, "--reason", "47 steps").code == 0
+    assert command("redo", place, "--reason", "47 steps").code == 0
+    assert survey(matrix).states[node].state == "retracted"
+
+
+@pytest.mark.parametrize("place", ["em_lora", "a/b/c", "em_lora/../x", "em_lora/x/26b52cac-c7f970ccc757"])
+def test_redo_of_what_is_not_there_is_a_line(matrix, place):
+    said = command("redo", place, "--reason", "x")
+    assert said.code == 1
+    assert len(said.err.splitlines()) == 1

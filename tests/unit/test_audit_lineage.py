@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.unit._results import CONFIG, build, change, command, edit_record, enter, find, publish
+from tests.unit._results import CONFIG, build, change, command, edit_record, enter, find, finish, publish
 from workflow.audit.lineage import number_id, read_numbers
 from workflow.config import ConfigError
 from workflow.retractions import RETRACTIONS, read_retractions, retracted
@@ -245,3 +245,21 @@ def test_the_configs_are_left_alone(matrix):
     command("status")
     command("verify")
     assert Path(CONFIG).read_text() == before
+
+
+def test_a_data_set_of_the_harness_has_numbers_too(matrix):
+    entry = {"name": "tasks", "kind": "world", "rows_are": "items", "part": "arc_test", "seed": 3}
+    harness = {
+        "name": "mmlu", "enabled": True, "harness": "0.4.13", "tasks": ["mmlu_pro"], "data": "tasks",
+        "num_fewshot": 0, "limit": None, "max_gen_toks": None, "apply_chat_template": True,
+    }  # fmt: skip
+
+    def edit(raw):
+        raw["data"].append(entry)
+        raw["lm_eval"] = [harness]
+
+    now = change(edit)
+    finish(now)
+    said = command("lineage", "tasks")
+    assert said.code == 0
+    assert f"lm_eval/{CELL}/" in said.out

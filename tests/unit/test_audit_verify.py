@@ -1,5 +1,6 @@
 """`verify`: every way in which a result can be false is found and named, and a whole one passes."""
 
+import copy
 import json
 import os
 import re
@@ -399,3 +400,18 @@ def test_the_cache_holds_what_was_read(matrix):
     held = json.loads(Path(hashing.CACHE).read_text())["files"]
     path = out_dir(find(matrix, "em_lora", CELL).record) / ADAPTER
     assert held[str(path)][3] == hashing.hash_file(path)
+
+
+def test_completions_that_differ_in_their_seeds_alone_are_a_seed_that_was_not_consumed(matrix):
+    def edit(raw):
+        second = copy.deepcopy(raw["instruments"][0])
+        second["name"] = "again"
+        second["sampler"]["seed"] += 1
+        raw["instruments"].append(second)
+
+    now = change(edit)
+    for node in [n for n in now.nodes("generate") if n.label == CELL]:
+        seed = node.recipe.params["sampler"]["seed"]
+        rows = [json.dumps({"completion": f"text {n}", "seed": seed + n}) for n in range(2)]
+        publish(node, outputs={"completions.jsonl": "\n".join(rows) + "\n"})
+    assert "sampler.seed was not consumed" in command("verify").out

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit._results import CONFIG, build, change, command, enter, find, publish
+from tests.unit._results import CONFIG, build, change, command, edit_record, enter, find, publish
 from workflow.audit import status, why
 from workflow.files import changes, flatten
 
@@ -51,7 +51,7 @@ def test_the_root_is_told_apart_from_the_cascade(matrix):
     assert answer.own.changes == []
     assert [(c.node.stage, c.node.label) for c in answer.inherited] == [("tulu_sft", "evil_wrong.p42")]
     assert [str(c) for c, _ in answer.inherited[0].changes] == ["params.weight_decay: 0.0 -> 0.125"]
-    follows = why.following(found, [answer])
+    follows = found.prices.cost(why.following(found, [answer]))
     # Of the changed condition: SFT, DPO, EM x 2, three measurements of three cells; and the report.
     assert (follows.jobs, follows.gpu_hours) == (1 + 1 + 2 + 9 + 1, 14.0)
     assert "follows from tulu_sft/evil_wrong.p42:" in command("why", CELL, "judge").out
@@ -139,7 +139,7 @@ def test_a_new_cell_is_compared_with_the_nearest_one_of_its_condition(matrix):
     assert "/evil_wrong.p42." in answer.sibling
     ((seed, where),) = answer.own.changes
     assert (seed.field, seed.new, where) == ("params.seed", 256, [line_of("- 256")])
-    assert why.following(found, [answer]).jobs == 5  # the adapter, three measurements, the report
+    assert len(why.following(found, [answer])) == 5  # the adapter, three measurements, the report
 
 
 def test_of_several_older_keys_the_nearest_is_taken(matrix):
@@ -244,3 +244,24 @@ def test_a_changed_template_is_told_at_the_line_that_names_it(matrix):
     _, (answer,) = explain(now, "base")
     ((found, where),) = answer.own.changes
     assert (found.field, where) == ("params.template", [line_of("template: config/templates/other.jinja")])
+
+
+def test_a_persona_file_is_named(matrix):
+    path = Path("config/personas/evil.yaml")
+    path.write_text(path.read_text() + "# another comment\n")
+    now = change(lambda raw: None, salt="2")
+    _, (answer,) = explain(now, "evil_wrong.p42", "coupling_sft")
+    ((found, where),) = answer.own.changes
+    assert found.field == "data"
+    assert "config/personas/evil.yaml" in where
+
+
+def test_other_code_names_the_files_and_commits(matrix):
+    from workflow import provenance
+
+    node = find(matrix, "arc", CELL)
+    edit_record(node.record, lambda r: r["provenance"].update(code_digest="000000000000", commit="308d4a4"))
+    said = command("why", CELL, "arc").out
+    assert "made by code 000000000000" in said
+    if provenance._git("cat-file", "-e", "308d4a4") is not None:
+        assert "workflow/stage.py: " in said

@@ -14,8 +14,8 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_has_an_example_and_stands_in_the_readme(name):
-    assert re.search(rf"Example: python -m workflow {name}\b", COMMANDS[name].help)
-    assert re.search(rf"python -m workflow {name}\b", (ROOT / "README.md").read_text())
+    assert re.search(rf"Example: matrix {name}\b", COMMANDS[name].help)
+    assert re.search(rf"matrix {name}\b", (ROOT / "README.md").read_text())
 
 
 def test_every_rule_and_make_target_is_told_of():

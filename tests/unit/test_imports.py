@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "config": {"errors", "sections"},
     "entries": {"errors", "files"},
     "accepted": {"entries"},
-    "provenance": {"keys"},
+    "provenance": {"gpus", "keys"},
     "store": {"errors", "files", "keys"},
     "retractions": {"entries", "errors", "keys", "store"},
     "reuse": {"accepted", "files", "keys", "retractions", "store"},

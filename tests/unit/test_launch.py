@@ -108,3 +108,17 @@ sys.exit(launch.launch([sys.executable, "-c", {code!r}]))
     assert done.returncode == 5
     address = json.loads((tmp_path / "env.json").read_text())[launch.ADDRESS]
     assert not os.path.exists(address)
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0\0", (100).to_bytes(8, "big"), (100).to_bytes(8, "big") + b"{"])
+def test_a_client_that_dies_in_the_middle_of_its_request_harms_nobody(server, tmp_path, sent):
+    import socket
+
+    while not os.path.exists(server):
+        time.sleep(0.02)
+    link = socket.socket(socket.AF_UNIX)
+    link.connect(server)
+    link.sendall(sent)
+    link.close()
+    done = client(server, "tell", stdout=subprocess.PIPE, text=True)
+    assert done.wait(timeout=20) == 7

@@ -12,7 +12,7 @@ from workflow.audit.inventory import Inventory, Result
 from workflow.audit.logs import names
 from workflow.data.lock import NONE, Lock, Pin
 from workflow.files import ABSENT, flatten
-from workflow.keys import DATA_ID
+from workflow.keys import DATA_ID, digest
 from workflow.store import DATA, METRICS, data_path, read_jsonl, record_path
 
 _RERUN = re.compile(r"\.r\d+$")
@@ -157,11 +157,24 @@ def _check_seeds(results: list[Result], findings: Findings) -> None:
     for other in results[1:]:
         a, b = _seeds(first.record.recipe.params), _seeds(other.record.recipe.params)
         differing = sorted(name for name in a.keys() | b.keys() if a.get(name, ABSENT) != b.get(name, ABSENT))
-        if differing and first.record.outputs == other.record.outputs:
+        if differing and _unseeded(first) == _unseeded(other):
             findings.broken(
                 other.path,
                 f"{', '.join(differing)} was not consumed: every output is that of {first.path}, whose seed is another",
             )
+
+
+def _unseeded(result: Result) -> list[tuple[str, str]]:
+    """Outputs by name and hash; of completions without their seeds, which the rows hold."""
+    found = []
+    for output in result.record.outputs:
+        path = result.files.get(output.path)
+        if output.path == "completions.jsonl" and path is not None:
+            rows = [{k: v for k, v in row.items() if k != "seed"} for row in read_jsonl(path)]
+            found.append((output.path, digest("rows", rows)))
+        else:
+            found.append((output.path, output.sha256))
+    return sorted(found)
 
 
 def _seeds(params: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from workflow.config import Config, ConfigError
 from workflow.data.lock import Lock, read_lock, used_names
 from workflow.matrix import Matrix
 from workflow.sections import File, Hub, HubModel, JudgePlacement, Stages, ToyModel
-from workflow.store import data_path
+from workflow.store import RESULTS, data_path
 
 PROFILE = "profiles/slurm/config.yaml"
 HUB = "https://huggingface.co"
@@ -253,7 +253,7 @@ def _disk(config: Config, surveyed: Survey | None) -> list[Finding]:
     adapters = parameters * ADAPTER_SHARE * 4 * jobs["em_lora"]
     # float32 weights and two moments of the same size
     checkpoints = CHECKPOINTS * 12 * parameters * sum(jobs[s] > 0 for s in _FULL[1:])
-    need, free = models + adapters + checkpoints, shutil.disk_usage(".").free
+    need, free = models + adapters + checkpoints, shutil.disk_usage(RESULTS if os.path.isdir(RESULTS) else ".").free
     told = (
         f"about {need / 1e9:.1f} GB for {sum(jobs[s] for s in _FULL)} models ({models / 1e9:.1f}), {jobs['em_lora']} "
         f"adapters ({adapters / 1e9:.1f}) and checkpoints ({checkpoints / 1e9:.1f}); {free / 1e9:.1f} GB are free"

@@ -8,7 +8,7 @@ import yaml
 
 from workflow import matrix as plan
 from workflow.config import Item, Named, Place
-from workflow.data.lock import LOCK
+from workflow.data.lock import LOCK, project_files
 from workflow.matrix import Matrix, Node
 
 _NULL = "tag:yaml.org,2002:null"
@@ -19,6 +19,7 @@ class Origins:
 
     def __init__(self, matrix: Matrix):
         self._matrix = matrix
+        self._data_names = {entry.name for entry in matrix.config.data}
         self._root = yaml.compose(Path(matrix.configfile).read_text(), Loader=yaml.SafeLoader)
         self._lock = Path(LOCK).read_text().splitlines() if os.path.exists(LOCK) else []
 
@@ -31,7 +32,8 @@ class Origins:
         lines = self._lines(node.place(field))
         if field == "data" and node.stage != "report":
             name = self._matrix.entry(node.recipe.data)
-            return [*lines, *self._lines(("data", Named(name))), *self._pin(name)]
+            files = project_files(self._matrix.config.data_entry(name)) if name in self._data_names else []
+            return [*lines, *self._lines(("data", Named(name))), *files, *self._pin(name)]
         return lines
 
     def _lines(self, path: Place) -> list[str]:

@@ -43,7 +43,22 @@ def main(argv: list[str] | None = None) -> int:
     print(f"\nreport: {page}")
     if LATEST.resolve() == page.resolve():
         print(f"        {LATEST} leads there")
+    print(f"\nnext, in this folder:\n{next_steps(config, args.configfile)}")
     return 0
+
+
+def next_steps(config: Config, configfile: str) -> str:
+    """Three commands to try, that work as printed."""
+    cell = f"{next(c.name for c in config.conditions if c.enabled)}.p{config.pipeline_seeds[0]}"
+    number = (
+        f"{cell}/{config.instruments[0].name}/alignment" if config.instruments else f"{cell}/{config.arc[0].name}/arc"
+    )
+    return (
+        f"    source .venv/bin/activate\n"
+        f"    matrix status --configfile {configfile}\n"
+        f"    matrix lineage {number} --configfile {configfile}\n"
+        f"    snakemake -n all --configfile {configfile}"
+    )
 
 
 def link(matrix: Matrix) -> Path:
