@@ -66,7 +66,7 @@ class Shape(NamedTuple):
 def adopt(folder: Path, name: str | None = None, mapping: Path | None = None) -> Path:
     """Copy the JSON files of a folder that can be read to results/adopted/<name>/, with what was found in them.
 
-    Files of no known shape, and those with values that are none, stay behind; `adopted.json` names them with the reason.
+    Files of no known shape, and those with values that are none, stay behind; `adopted.json` gives the reasons.
 
     Args:
         mapping: a YAML of paths, for files of other shapes: `condition`, `seeds`, `values: {metric: path}` and
