@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -84,7 +85,10 @@ class Config(Section):
         raw = read_yaml(path)
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: not a mapping of names to values.")
-        return cls.from_dict(raw)
+        try:
+            return cls.from_dict(raw)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     def data_entry(self, name: str) -> Any:
         return next(d for d in self.data if d.name == name)
@@ -111,7 +115,7 @@ def _explain(fault: Any, raw: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = re.sub(r"://[^/\s@]*@", "://***@", repr(value))  # no password of an address in a log
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 

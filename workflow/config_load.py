@@ -1,4 +1,4 @@
-"""Read YAML that people write: duplicate names, bombs and values that no config may hold are refused with their place."""
+"""Read YAML that people write; refuse duplicate names, bombs and values that no config may hold, with their place."""
 
 import math
 import unicodedata
@@ -31,9 +31,7 @@ class _Loader(yaml.SafeLoader):
                     f"line {line}: the name {key_node.value!r:.60} is read as {type(key).__name__}; put it in quotes."
                 )
             if key in lines:
-                raise ConfigError(
-                    f"line {line}: `{key}` stands a second time (first on line {lines[key]}). Remove one."
-                )
+                raise ConfigError(f"line {line}: `{key}` stands twice (first on line {lines[key]}). Remove one.")
             lines[key] = line
         return super().construct_mapping(node, deep)  # type: ignore[no-untyped-call]
 

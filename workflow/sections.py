@@ -214,9 +214,9 @@ class Training(Section):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     warmup_steps: NonNegative = Field(description="below 1: a ratio of all steps")
     weight_decay: NonNegative
-    adam_beta1: NonNegative
-    adam_beta2: NonNegative
-    adam_epsilon: NonNegative
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    adam_epsilon: Annotated[float, Field(gt=0)]
     max_grad_norm: NonNegative
     optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
     num_train_epochs: Positive

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "store": {"errors", "files", "keys"},
     "retractions": {"entries", "errors", "keys", "store"},
     "reuse": {"accepted", "files", "keys", "retractions", "store"},
-    "data": {"config", "data", "errors", "files", "keys", "sections", "store"},
+    "data": {"config", "config_load", "data", "errors", "files", "keys", "sections", "store"},
     "launch": {"stage"},
     "stage": {"data", "errors", "files", "gpus", "keys", "launch", "provenance", "reuse", "store"},
     "matrix": {"config", "data", "errors", "keys", "sections", "store"},
