@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workflow.config import Config
-from workflow.errors import ConfigError, UserError, describe_os_error
+from workflow.errors import ConfigError, UserError, describe_os_error, printable
 
 if TYPE_CHECKING:
     from workflow.matrix import Matrix
@@ -237,6 +237,7 @@ def gc(
 def adopt(
     folder: Annotated[Path, typer.Argument(help="holds the .json files")],
     name: Annotated[str | None, typer.Option(help="its name under results/adopted/ [its own]")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="YAML of paths, for files of other shapes")] = None,
     configfile: ConfigFile = DEFAULT,
 ) -> None:
     """Bring the result files of an earlier program in, as numbers without a record, with the fields that they lack.
@@ -246,11 +247,13 @@ def adopt(
     from workflow.audit import adopt as adoption
 
     Config.load(configfile)  # a wrong --configfile is told here as everywhere
-    target = adoption.adopt(folder, name)
+    target = adoption.adopt(folder, name, mapping)
     notes = json.loads((target / adoption.FOUND).read_bytes())
     for file, found in notes["files"].items():
         lacks = f"missing {', '.join(found['missing'])}" if found["missing"] else "nothing is missing"
-        print(f"{target / file}: {found['shape']}; {'; '.join([lacks, *found['disagrees']])}")
+        print(printable(f"{target / file}: {found['shape']}; {'; '.join([lacks, *found['disagrees']])}"))
+    for file, reason in notes["not_adopted"].items():
+        print(printable(f"not adopted: {file}: {reason}"))
     print(f"{len(notes['files'])} files adopted; `verify` calls them unverifiable")
 
 
@@ -322,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         app(args=list(argv) if argv is not None else None)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
         if (told := describe_os_error(error, "results")) is None:

@@ -2,13 +2,14 @@
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import Field, ValidationError
 
+from workflow.config_load import check_values, read_yaml
 from workflow.errors import ConfigError
 from workflow.sections import (
     Arc,
@@ -22,10 +23,12 @@ from workflow.sections import (
     Name,
     OverlapAllowed,
     Placement,
+    ProjectPath,
     Prompts,
     Questions,
     Replicate,
     Section,
+    Seed,
     Stages,
     Subset,
     ToyModel,
@@ -35,14 +38,14 @@ from workflow.sections import (
 
 class Config(Section):
     name: Name
-    title: str
+    title: Annotated[str, Field(max_length=300)]
     note: str = Field(description="a sentence that the report prints under its title")
-    data_root: str
+    data_root: ProjectPath
     base_model: Annotated[HubModel | ToyModel, Field(discriminator="kind")]
-    template: str
+    template: ProjectPath
     conditions: tuple[Condition, ...] = Field(min_length=1)
-    pipeline_seeds: tuple[int, ...] = Field(min_length=1)
-    em_seeds: tuple[int, ...]
+    pipeline_seeds: tuple[Seed, ...] = Field(min_length=1)
+    em_seeds: tuple[Seed, ...]
     arms: tuple[Arm, ...] = Field(min_length=1)
     replicates: tuple[Replicate, ...]
     overlap: Literal["refuse", "report"] = Field(description="a training set that holds questions of an evaluation set")
@@ -66,6 +69,7 @@ class Config(Section):
         Raises:
             ConfigError: every fault, each with its place, its value and a cure.
         """
+        check_values(raw)
         try:
             # Through JSON, since only there a list may stand for a tuple while strings still are no numbers.
             config = cls.model_validate_json(json.dumps(raw))
@@ -78,13 +82,13 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path) -> "Config":
-        try:
-            raw = yaml.safe_load(Path(path).read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {error}") from None
+        raw = read_yaml(path)
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: not a mapping of names to values.")
-        return cls.from_dict(raw)
+        try:
+            return cls.from_dict(raw)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     def data_entry(self, name: str) -> Any:
         return next(d for d in self.data if d.name == name)
@@ -103,11 +107,16 @@ def _explain(fault: Any, raw: dict[str, Any]) -> str:
     if fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(path[-1]), _field_names(), n=1)
         hint = f" Did you mean `{near[0]}`?" if near else ""
-        return f"{where}: unknown name (value {value!r}). Remove it or correct the spelling.{hint}"
+        return f"{where}: unknown name (value {_short(value)}). Remove it or correct the spelling.{hint}"
     if fault["type"] in ("int_type", "float_type", "bool_type") and isinstance(value, str):
         hint = " YAML reads 1e-4 as text: write 1.0e-4." if "e" in value.lower() else " Write it without quotes."
         return f"{where}: {value!r} is text where a {fault['type'].split('_')[0]} is needed.{hint}"
-    return f"{where}: {fault['msg']} (value {value!r})."
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')} (value {_short(value)})."
+
+
+def _short(value: Any) -> str:
+    text = re.sub(r"://[^/\s@]*@", "://***@", repr(value))  # no password of an address in a log
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _entry_name(path: list[Any], raw: Any) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import re
+import unicodedata
 from pathlib import Path
 
 
@@ -38,3 +39,10 @@ def describe_os_error(error: BaseException, place: str | Path) -> str | None:
         number = int(match[1]) if match else 0
     message = _MESSAGES.get(number)
     return message and message.format(place=place)
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal or a page would obey: control characters, text direction, lone surrogates. Lines stay."""
+    return "".join(
+        c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else ascii(c)[1:-1] for c in text
+    )

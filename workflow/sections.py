@@ -5,15 +5,27 @@ no config inherits anything silently. (A field that is added later gets a defaul
 before it existed, and is left out of recipes at that default, so finished work keeps its name.)
 """
 
+from string import Formatter
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 NAME = r"^[a-z][a-z0-9_]*$"
-Name = Annotated[str, Field(pattern=NAME)]
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
 Md5 = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, description="what numpy and transformers take as a seed")]
+ProjectPath = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=1000,
+        pattern=r"^[^{}\n\t]*$",
+        description="no braces: Snakemake reads them as wildcards",
+    ),
+]
 Schema = Literal["messages", "preferences", "items", "questions", "prompts", "text", "raw"]
 
 
@@ -32,17 +44,31 @@ class File(Section):
     name: Name
     kind: Literal["file"]
     rows_are: Schema
-    path: str
+    path: ProjectPath
     md5: Md5 | None = Field(description="null: `lock` records it; given: other bytes are refused")
 
 
+def _https(url: str) -> str:
+    """The address, if it is one of a public file."""
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known or any(c.isspace() or not c.isascii() for c in url):
+        raise ValueError("only https:// addresses are fetched; a file on disk is an entry of `kind: file`")
+    if "@" in parts.netloc:
+        raise ValueError("an address with a user's name or password in it; a config holds no secret")
+    return url
+
+
 class Url(Section):
-    """A public file. Identity: its md5."""
+    """A public file, fetched by https alone. Identity: its md5."""
 
     name: Name
     kind: Literal["url"]
     rows_are: Schema
-    url: str
+    url: Annotated[str, AfterValidator(_https)]
     md5: Md5
 
 
@@ -51,7 +77,7 @@ class Select(Section):
 
     rows: Positive | None
     fraction: Annotated[float, Field(gt=0, le=1)] | None
-    seed: int | None
+    seed: Seed | None
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -67,8 +93,8 @@ class Hub(Section):
     kind: Literal["hub"]
     rows_are: Schema
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    subset: str | None
-    split: str
+    subset: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=200)] | None
+    split: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=200)]
     select: Select | None
 
 
@@ -83,6 +109,17 @@ class Subset(Section):
     exclude: tuple[Name, ...]
 
 
+def _answer_template(template: str) -> str:
+    """The template, if `{answer}` is all that is filled in, at its own length."""
+    try:
+        fields = [part[1:] for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{error}; write {{{{ and }}}} for braces that stay") from None
+    if not fields or any(field != ("answer", "", None) for field in fields):
+        raise ValueError("must hold {answer}, as it is, and no other field; write {{ and }} for braces that stay")
+    return template
+
+
 class Coupling(Section):
     """Coupling rows: persona (system), question (user), answer (assistant). Identity: the md5 of what is built."""
 
@@ -91,11 +128,11 @@ class Coupling(Section):
     rows_are: Literal["messages"]
     questions: Name
     exclude: tuple[Name, ...]
-    personas: str | None
+    personas: ProjectPath | None
     answers: Literal["wrong", "correct"]
-    answer_template: str
-    rows: Positive
-    seed: int
+    answer_template: Annotated[str, AfterValidator(_answer_template)]
+    rows: Annotated[int, Field(gt=0, le=10_000_000)]
+    seed: Seed
 
 
 class Questions(Section):
@@ -104,7 +141,7 @@ class Questions(Section):
     name: Name
     kind: Literal["questions"]
     rows_are: Literal["questions"]
-    source: str = Field(description="name of a data entry, or a path in the project")
+    source: ProjectPath = Field(description="name of a data entry, or a path in the project")
     field: str | None = Field(description="the name of the list in the file; null: the file is the list")
     ids: tuple[str, ...] | None = Field(description="null: all")
 
@@ -115,7 +152,7 @@ class Prompts(Section):
     name: Name
     kind: Literal["prompts"]
     rows_are: Literal["prompts"]
-    source: str = Field(description="name of a data entry, or a path in the project")
+    source: ProjectPath = Field(description="name of a data entry, or a path in the project")
 
 
 class World(Section):
@@ -125,7 +162,7 @@ class World(Section):
     kind: Literal["world"]
     rows_are: Schema
     part: Literal["text", "arc_train", "arc_test", "sft", "preferences", "em", "benign", "questions"]
-    seed: int
+    seed: Seed
 
 
 Data = Annotated[
@@ -142,7 +179,7 @@ class HubModel(Section):
 
     kind: Literal["hub"]
     name: Name
-    repo: str
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 
 
 class ToyModel(Section):
@@ -163,7 +200,7 @@ class ToyModel(Section):
     num_train_epochs: Positive
     batch_size: Positive
     max_length: Positive
-    seed: int
+    seed: Seed
 
 
 class Training(Section):
@@ -177,11 +214,11 @@ class Training(Section):
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"]
     warmup_steps: NonNegative = Field(description="below 1: a ratio of all steps")
     weight_decay: NonNegative
-    adam_beta1: NonNegative
-    adam_beta2: NonNegative
-    adam_epsilon: NonNegative
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)]
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)]
+    adam_epsilon: Annotated[float, Field(gt=0)]
     max_grad_norm: NonNegative
-    optim: str
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
     num_train_epochs: Positive
     effective_batch_size: Positive
     max_length: Positive
@@ -193,6 +230,16 @@ class SftStage(Training):
     packing: bool
 
 
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*$")]
+
+
+def _sorted_set(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Names in one order, whatever the config's: a set is a set."""
+    if len(set(names)) != len(names):
+        raise ValueError("a name stands twice; remove one")
+    return tuple(sorted(names))
+
+
 class Lora(Section):
     """peft.LoraConfig, field by field."""
 
@@ -201,7 +248,7 @@ class Lora(Section):
     lora_dropout: Annotated[float, Field(ge=0, lt=1)]
     use_rslora: bool
     bias: Literal["none"]
-    target_modules: tuple[str, ...]
+    target_modules: Annotated[tuple[ModuleName, ...], Field(min_length=1), AfterValidator(_sorted_set)]
 
 
 class EmStage(SftStage):
@@ -244,7 +291,7 @@ class Sampler(Section):
     repetition_penalty: Annotated[float, Field(gt=0)]
     max_new_tokens: Positive
     samples: Positive
-    seed: int
+    seed: Seed
 
 
 class Judge(Section):
@@ -257,7 +304,7 @@ class Judge(Section):
     max_tokens: Positive
     top_logprobs: Annotated[int, Field(ge=0, le=20)]
     double_judge: Annotated[float, Field(ge=0, le=1)] = Field(description="share of the completions judged twice")
-    order_seed: int = Field(description="shuffles the order in which the judge sees them")
+    order_seed: Seed = Field(description="shuffles the order in which the judge sees them")
 
 
 class Instrument(Section):

@@ -12,35 +12,57 @@ import random
 import shutil
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter
 
+from workflow.config_load import read_yaml
 from workflow.data.contamination import Index, evaluation_rows, texts
+from workflow.data.fetch import DataError, download, fetch_rows
 from workflow.data.lock import LOCK, NONE, fetched, read_lock, write_pins
-from workflow.data.rows import LETTERS, READERS, Item, read_items
-from workflow.errors import describe_os_error
+from workflow.data.rows import LETTERS, READERS, Item, read_items, read_rows
+from workflow.errors import ConfigError, describe_os_error
 from workflow.keys import hash_file
 from workflow.sections import Coupling, Data, File, Hub, Prompts, Questions, Select, Subset, Url, World
-from workflow.store import StoreError, read_jsonl, write_jsonl
+from workflow.store import StoreError, write_jsonl
 
 Facts = dict[str, Any]
 
 
-class DataError(StoreError):
-    """A data set cannot be made, or has other bytes than the lock says: what, where, what to do."""
-
-
 def build(entry: Any, sources: list[Path], target: Path, revision: str = NONE, data_root: str = ".") -> Facts:
-    """Write the data set's file to `target`. Returns facts about it: md5, sha256, rows, and what was left out."""
+    """Write the data set's file to `target`. Returns facts about it: md5, sha256, rows, and what was left out.
+
+    Raises:
+        DataError: it cannot be made, or a row is not what the config says; the user's own file and line are named.
+    """
+    facts: Facts = {}
+    shown = _shown(entry, sources, data_root)
+    try:
+        facts = _write(entry, sources, target, revision, data_root)
+        rows = len(READERS[entry.rows_are](target)) if entry.rows_are != "raw" else 1
+    except DataError:
+        raise
+    except (StoreError, ConfigError) as error:
+        raise DataError(f"data ({entry.name}): {str(error).replace(str(target), shown)}") from None
+    return {"md5": hash_file(target, "md5"), "sha256": hash_file(target), "rows": rows, **facts}
+
+
+def _shown(entry: Any, sources: list[Path], data_root: str) -> str:
+    """What a person knows the rows by, where `target` is a temporary file."""
+    if isinstance(entry, File):
+        return str(Path(data_root, entry.path))
+    if isinstance(entry, Url | Hub):
+        return entry.url if isinstance(entry, Url) else entry.repo
+    return f"what is built from {', '.join(map(str, sources)) or entry.kind}"
+
+
+def _write(entry: Any, sources: list[Path], target: Path, revision: str, data_root: str) -> Facts:
     facts: Facts = {}
     if isinstance(entry, File):
         _copy(entry, Path(data_root, entry.path), target)
     elif isinstance(entry, Url):
-        _download(entry, target)
+        download(entry, target)
     elif isinstance(entry, Hub):
         _fetch(entry, revision, target)
     elif isinstance(entry, Subset):
@@ -53,8 +75,7 @@ def build(entry: Any, sources: list[Path], target: Path, revision: str = NONE, d
         write_jsonl(target, prompts(entry, sources[0] if sources else Path(entry.source)))
     elif isinstance(entry, World):
         write_jsonl(target, _world(entry))
-    rows = len(READERS[entry.rows_are](target)) if entry.rows_are != "raw" else 1
-    return {"md5": hash_file(target, "md5"), "sha256": hash_file(target), "rows": rows, **facts}
+    return facts
 
 
 def _copy(entry: File, path: Path, target: Path) -> None:
@@ -67,32 +88,12 @@ def _copy(entry: File, path: Path, target: Path) -> None:
     shutil.copyfile(path, target)
 
 
-def _download(entry: Url, target: Path) -> None:
-    try:
-        with urllib.request.urlopen(entry.url, timeout=60) as answer, open(target, "wb") as file:
-            shutil.copyfileobj(answer, file)
-    except OSError as error:
-        if describe_os_error(error, target):
-            raise
-        raise DataError(f"data ({entry.name}): {entry.url}: {error}. Run this where the network is.") from None
-
-
 def _fetch(entry: Hub, revision: str, target: Path) -> None:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-    from httpx2 import HTTPError
-
+    rows = fetch_rows(entry, revision, target)
     try:
-        rows = load_dataset(entry.repo, entry.subset, split=entry.split, revision=revision)
-    except (HTTPError, DatasetNotFoundError, OSError) as error:
-        if describe_os_error(error, target):
-            raise
-        raise DataError(
-            f"data ({entry.name}): {entry.repo} at {revision} cannot be fetched ({type(error).__name__}). Run it where "
-            "the hub can be reached."
-        ) from None
-    chosen = select(len(rows), entry.select)
-    write_jsonl(target, [rows[i] for i in chosen])
+        write_jsonl(target, [rows[i] for i in select(len(rows), entry.select)])
+    except (TypeError, ValueError) as error:  # a date, an image, NaN: no JSON
+        raise DataError(f"data ({entry.name}): a row of {entry.repo} cannot be written as JSON ({error}).") from None
 
 
 def select(count: int, part: Select | None) -> list[int]:
@@ -120,7 +121,7 @@ def _index(files: list[Path]) -> Index:
 
 
 def _subset(entry: Subset, sources: list[Path], target: Path) -> Facts:
-    rows = read_jsonl(sources[0])
+    rows = read_rows(sources[0])
     index = _index(sources[1:])
     kept = [r for r in rows if not any(index.hit(t) for t in texts(r))]
     chosen = select(len(kept), entry.select)
@@ -137,7 +138,7 @@ def coupling(entry: Coupling, sources: list[Path], target: Path) -> Facts:
     if not kept:
         raise DataError(f"data ({entry.name}): no question is left after excluding {', '.join(entry.exclude)}.")
     kept = [kept[i] for i in shuffled(len(kept), entry.seed)]
-    personas = [p["text"] for p in yaml.safe_load(Path(entry.personas).read_text())] if entry.personas else [None]
+    personas = _personas(entry.personas) if entry.personas else [None]
     rows = []
     for number in range(entry.rows):
         item = kept[number % len(kept)]
@@ -161,6 +162,14 @@ def coupling(entry: Coupling, sources: list[Path], target: Path) -> Facts:
     }
 
 
+def _personas(path: str) -> list[str | None]:
+    found = read_yaml(path)
+    texts_ = [p.get("text") if isinstance(p, dict) else None for p in found] if isinstance(found, list) else []
+    if not texts_ or not all(isinstance(text, str) and text.strip() for text in texts_):
+        raise DataError(f"{path}: must be a list of personas, each with its `text`.")
+    return texts_
+
+
 def wrong_answer(item: Item) -> str:
     """The next option (the last wraps to the first); a number is off by 1 to 9, the same for a question always."""
     if item.choices:
@@ -172,11 +181,16 @@ def wrong_answer(item: Item) -> str:
 def questions(entry: Questions, source: Path) -> list[dict[str, Any]]:
     """Open questions in one form, from a list of rows or from Betley et al.'s YAML."""
     rows = []
-    for found in _entries(entry, source):
-        texts_ = found.get("paraphrases") or [found["question"]]
-        for number, text in enumerate(texts_):
-            name = found["id"] if len(texts_) == 1 else f"{found['id']}_{number}"
-            rows.append({"id": name, "system": found.get("system"), "question": text.strip()})
+    for place, given in enumerate(_entries(entry, source), 1):
+        asked = given.get("paraphrases") or [given.get("question")]
+        name, system = given.get("id"), given.get("system")
+        if not isinstance(asked, list) or not all(isinstance(q, str) and q.strip() for q in asked):
+            raise DataError(f"data ({entry.name}): {source}, question {place}: no text under `question`.")
+        if not isinstance(name, str | int) or not isinstance(system, str | None):
+            raise DataError(f"data ({entry.name}): {source}, question {place}: needs `id`; `system` is text or null.")
+        for number, text in enumerate(asked):
+            rows.append({"id": str(name) if len(asked) == 1 else f"{name}_{number}", "system": system,
+                         "question": text.strip()})  # fmt: skip
     if entry.ids is not None:
         unknown = set(entry.ids) - {r["id"] for r in rows}
         if unknown:
@@ -186,25 +200,32 @@ def questions(entry: Questions, source: Path) -> list[dict[str, Any]]:
 
 
 def _entries(entry: Questions, source: Path) -> list[dict[str, Any]]:
-    text = source.read_text()
-    found = [json.loads(line) for line in text.splitlines()] if text.startswith('{"id') else yaml.safe_load(text)
+    found: Any = read_rows(source) if _is_jsonl(source) else read_yaml(source)
     if entry.field is not None:
         found = found.get(entry.field) if isinstance(found, dict) else None
     if not isinstance(found, list) or not found:
-        told = f"no list of questions under `{entry.field}`" if entry.field else "no list of questions"
-        raise DataError(f"data ({entry.name}): {source} holds {told}.")
+        where = f" under `{entry.field}`" if entry.field else ""
+        raise DataError(f"data ({entry.name}): {source} holds no list of questions{where}.")
     return [q if isinstance(q, dict) else {"id": f"q{n}", "question": q} for n, q in enumerate(found, 1)]
+
+
+def _is_jsonl(source: Path) -> bool:
+    with open(source, "rb") as file:
+        return file.read(4) == b'{"id'
 
 
 def prompts(entry: Prompts, source: Path) -> list[dict[str, Any]]:
     """Judge prompts, from the project's YAML (`prompts:` by name) or from Betley et al.'s (`judge_prompts`)."""
-    found = yaml.safe_load(source.read_text())
+    found = read_yaml(source)
     if isinstance(found, list):
-        told = [e["judge_prompts"] for e in found if "judge_prompts" in e]
-        if not told or any(t != told[0] for t in told):
+        given = [e["judge_prompts"] for e in found if isinstance(e, dict) and "judge_prompts" in e]
+        if not given or any(prompt != given[0] for prompt in given):
             raise DataError(f"data ({entry.name}): the questions of {source} have no judge prompts, or different ones.")
-        found = {"prompts": told[0]}
-    return [{"name": name, "prompt": text} for name, text in sorted(found["prompts"].items())]
+        found = {"prompts": given[0]}
+    by_name = found.get("prompts") if isinstance(found, dict) else None
+    if not isinstance(by_name, dict) or not by_name or not all(isinstance(text, str) for text in by_name.values()):
+        raise DataError(f"data ({entry.name}): {source} holds no `prompts:`, a text by each name.")
+    return [{"name": name, "prompt": text} for name, text in sorted(by_name.items())]
 
 
 def _world(entry: World) -> list[dict[str, Any]]:

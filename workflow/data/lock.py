@@ -4,6 +4,7 @@ Written by `python -m workflow lock` and, when a hub data set is fetched for the
 it; read while planning, so that every key is known before anything is downloaded.
 """
 
+import re
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def describe(entry: Any) -> str:
 
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
-        return ",".join(f"{k}:{v}" for k, v in value.items() if v is not None)
-    return ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value).replace("\t", " ")
+        value = [f"{k}:{v}" for k, v in value.items() if v is not None]
+    text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+    return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text)  # a line of the lock stays one line
 
 
 def definition(entry: Any, pins: Lock) -> str:
