@@ -2,8 +2,9 @@
 
     python -m benchmarks.stats.calibration --out docs/calibration.md
 
-The kernels under test are those that the report uses. Scale: one unit is the SD between EM seeds of one checkpoint
-(about 1.8 points of alignment). A rate comes with its 95% Wilson interval over the simulated matrices.
+Rates are by the closed forms, vectorised over matrices; the last section holds them against the library's path, which
+the report takes. Scale: one unit is the SD between EM seeds of one checkpoint (about 1.8 points of alignment), unless a
+section says otherwise. A rate comes with its 95% Wilson interval over the simulated matrices.
 """
 
 import argparse
@@ -17,11 +18,14 @@ import numpy.typing as npt
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from workflow.stats.compare import tost_from_moments, welch_df, welch_from_moments
-from workflow.stats.mixed import fit_mixed
+from workflow.stats import blocked
+from workflow.stats.contrasts import compare
+from workflow.stats.power import minimum_detectable
+from workflow.stats.samples import EM_SEED, PIPELINE_SEED, sample
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
+PairP = Callable[[FloatArray], FloatArray]
 ALPHA = 0.05
 CONDITIONS = 5
 EM_SEEDS = 10
@@ -74,8 +78,39 @@ class Simulation:
 
 def pair_p(samples: FloatArray) -> FloatArray:
     """Welch p of the ten pairs; samples (n, conditions, replicates) -> (n, 10)."""
-    m, s, k = samples.mean(axis=2), samples.std(axis=2, ddof=1), samples.shape[2]
-    return np.stack([welch_from_moments(m[:, a], s[:, a], k, m[:, b], s[:, b], k)[1] for a, b in PAIRS], axis=1)
+    tests = [stats.ttest_ind(samples[:, a], samples[:, b], axis=1, equal_var=False) for a, b in PAIRS]
+    return np.stack([test.pvalue for test in tests], axis=1)
+
+
+def blocked_pair_p(means: FloatArray) -> FloatArray:
+    """p of the ten pairs by the error that decides; means of checkpoints (n, conditions, seeds) -> (n, 10)."""
+    return np.stack([blocked.balanced_contrast(means, _pair_weights(a, b)).p() for a, b in PAIRS], axis=1)
+
+
+def pooled_p(means: FloatArray, a: int = 0, b: int = 1) -> FloatArray:
+    """p of one pair by the pooled error of condition x seed alone."""
+    _, c, p = means.shape
+    df = (c - 1) * (p - 1)
+    ms = np.square(blocked.residuals_of(means)).sum(axis=(1, 2)) / df
+    t = (means[:, a].mean(axis=1) - means[:, b].mean(axis=1)) / np.sqrt(2 * ms / p)
+    return np.asarray(2 * stats.t.sf(np.abs(t), df))
+
+
+def nested_p(means: FloatArray, a: int = 0, b: int = 1) -> FloatArray:
+    """p of one pair by the spread between checkpoints within conditions, as if seeds were not shared."""
+    _, c, p = means.shape
+    ms, df = means.var(axis=2, ddof=1).mean(axis=1), c * (p - 1)
+    t = (means[:, a].mean(axis=1) - means[:, b].mean(axis=1)) / np.sqrt(2 * ms / p)
+    return np.asarray(2 * stats.t.sf(np.abs(t), df))
+
+
+def separate_p(means: FloatArray, a: int = 0, b: int = 1) -> FloatArray:
+    """p of one pair from each seed's own difference."""
+    return np.asarray(stats.ttest_rel(means[:, a], means[:, b], axis=1).pvalue)
+
+
+def _pair_weights(a: int, b: int) -> FloatArray:
+    return np.eye(CONDITIONS)[a] - np.eye(CONDITIONS)[b]
 
 
 def holm_rejects(p: FloatArray, alpha: float = ALPHA) -> BoolArray:
@@ -88,9 +123,11 @@ def holm_rejects(p: FloatArray, alpha: float = ALPHA) -> BoolArray:
     return rejects
 
 
-def familywise(samples: FloatArray, true_nulls: Sequence[int] = tuple(range(len(PAIRS)))) -> list[str]:
+def familywise(
+    samples: FloatArray, true_nulls: Sequence[int] = tuple(range(len(PAIRS))), pairs: PairP = pair_p
+) -> list[str]:
     """Share of matrices with a false positive: no correction, the published rule, Holm."""
-    p = pair_p(samples)
+    p = pairs(samples)
     rules = (p < ALPHA, p < ALPHA / len(PAIRS), holm_rejects(p))
     return [str(Rate.of(rejects[:, list(true_nulls)].any(axis=1))) for rejects in rules]
 
@@ -106,10 +143,12 @@ def right_unit(sim: Simulation) -> list[list[str]]:
         ("no effect, heavy tails (t, 3 df)", sim.matrices(heavy_tails=True).reshape(flat), range(10)),
         ("one condition 5 SDs away, its 6 true nulls left", sim.matrices(means=shifted).reshape(flat), nulls),
     ]
+    rows = [[name, *familywise(data, true_nulls)] for name, data, true_nulls in cases]
     for pipelines in (3, 5, 10):
         data = sim.matrices(pipelines, sd_pipeline=1.0).mean(axis=3)
-        cases.append((f"no effect, {pipelines} pipeline seeds as the unit, checkpoint SD 1", data, range(10)))
-    return [[name, *familywise(data, true_nulls)] for name, data, true_nulls in cases]
+        rates = familywise(data, pairs=blocked_pair_p)
+        rows.append([f"no effect, {pipelines} pipeline seeds as blocks, checkpoint SD 1", *rates])
+    return rows
 
 
 def wrong_unit(sim: Simulation) -> list[list[str]]:
@@ -118,7 +157,7 @@ def wrong_unit(sim: Simulation) -> list[list[str]]:
         one = sim.matrices(sd_pipeline=ratio).reshape(sim.n, CONDITIONS, -1)
         three = sim.matrices(3, sd_pipeline=ratio)
         pooled = familywise(three.reshape(sim.n, CONDITIONS, -1))[1]
-        right = familywise(three.mean(axis=3))[1]
+        right = familywise(three.mean(axis=3), pairs=blocked_pair_p)[1]
         rows.append([f"{ratio:g}", *familywise(one), pooled, right])
     return rows
 
@@ -165,9 +204,7 @@ def equivalence(sim: Simulation) -> list[list[str]]:
         for true in (0.0, 1.0, 2.0, margin):
             x = sim.matrices(sd_em=SD_POINTS, means=(true, 0, 0, 0, 0))[:, :, 0, :]
             m, s = x.mean(axis=2), x.std(axis=2, ddof=1)
-            k = EM_SEEDS
-            tests = [tost_from_moments(m[:, a] - m[:, b], s[:, a], k, s[:, b], k, margin) for a, b in PAIRS]
-            p = np.stack(tests, axis=1)
+            p = np.stack([_tost_p(m, s, a, b, margin) for a, b in PAIRS], axis=1)
             everywhere = str(Rate.of((p < ALPHA).all(axis=1))) if true == 0 else "-"
             rows.append([f"{margin:g}", f"{true:g}", str(Rate.of(p[:, 0] < ALPHA)), everywhere])
     return rows
@@ -183,29 +220,125 @@ def power(sim: Simulation) -> list[list[str]]:
     return rows
 
 
-def mixed(sim: Simulation) -> list[list[str]]:
-    """One pair under no effect, by the mixed model with its t of (checkpoints - conditions) df."""
+DESIGNS = ((2, 10), (3, 1), (3, 3), (3, 10), (5, 2))
+
+
+def components(
+    sim: Simulation,
+    pipelines: int,
+    ems: int | Sequence[int],
+    sd_block: float = 2.0,
+    shift: float = 0.0,
+    scale: FloatArray | None = None,
+) -> FloatArray:
+    """Means of checkpoints (n, conditions, seeds): SDs 2 between seeds, 1.5 of condition x seed, 1.8 between EM seeds.
+
+    ems: EM seeds of a checkpoint, by condition. shift: of the first condition. scale: of the last two SDs.
+    """
+    shape = (sim.n, CONDITIONS, pipelines)
+    sd_em = 1.8 / np.sqrt(np.broadcast_to(ems, (CONDITIONS,)))[None, :, None]
+    own = sim.rng.normal(0, 1.5, shape) + sd_em * sim.rng.normal(0, 1, shape)
+    means = sd_block * sim.rng.normal(0, 1, (sim.n, 1, pipelines)) + own * (1.0 if scale is None else scale[:, None])
+    means[:, 0] += shift
+    return np.asarray(means)
+
+
+def blocks(sim: Simulation) -> list[list[str]]:
+    """One pair at .05 in five conditions."""
     rows = []
-    n = max(20, sim.n // 5)
-    index = np.array([(c, p, e) for c in range(CONDITIONS) for p in range(3) for e in range(EM_SEEDS)]).T
-    for ratio in (0.0, 1.0, 2.0):
-        data = Simulation(sim.rng, n).matrices(3, sd_pipeline=ratio).reshape(n, -1)
-        fits = [fit_mixed(y, index[0].astype(str).tolist(), index[1].tolist(), index[2].tolist()) for y in data]
-        results = [fit.difference("0", "1") for fit in fits]
-        p = np.array([result.p if result else 1.0 for result in results])
-        status = np.array([fit.status for fit in fits])
-        singular = status == "singular"
-        other = f"{np.count_nonzero((status != 'ok') & ~singular)}"
-        rows.append([f"{ratio:g}", str(Rate.of(p < ALPHA)), str(Rate.of(singular)), other])
+    for p, e in DESIGNS:
+        real, null = components(sim, p, e, shift=5.0), components(sim, p, e)
+        tests: list[PairP] = [pooled_p, _decides, nested_p]
+        power_ = [str(Rate.of(test(real) < ALPHA)) for test in tests]
+        false = [str(Rate.of(test(null) < ALPHA)) for test in tests[:2]]
+        rows.append([f"{p} x {e}", *power_, *false])
     return rows
 
 
+def _decides(means: FloatArray) -> FloatArray:
+    return blocked.balanced_contrast(means, _pair_weights(0, 1)).p()
+
+
+def no_block(sim: Simulation) -> list[list[str]]:
+    """Where seeds do not differ, nested would be right."""
+    rows = []
+    for p, e in DESIGNS:
+        means = components(sim, p, e, sd_block=0.0, shift=5.0)
+        rates = [Rate.of(test(means) < ALPHA) for test in (pooled_p, nested_p)]
+        rows.append([f"{p} x {e}", *map(str, rates), f"{(rates[1].hits - rates[0].hits) / sim.n:.3f}"])
+    return rows
+
+
+def unequal(sim: Simulation) -> list[list[str]]:
+    """No effect, SDs as published for ARC; one pair at .05, the widest two conditions and the narrowest two."""
+    rows = []
+    for pipelines in (3, 5, 10):
+        means = components(sim, pipelines, EM_SEEDS, scale=SD_ARC)
+        for name, a, b in (("the two widest", 0, 3), ("the widest and the narrowest", 0, 2), ("two narrow ones", 1, 2)):
+            decides = blocked.balanced_contrast(means, _pair_weights(a, b)).p()
+            p_values = (pooled_p(means, a, b), decides, separate_p(means, a, b))
+            rows.append([f"{pipelines}, {name}", *(str(Rate.of(p < ALPHA)) for p in p_values)])
+    return rows
+
+
+def uneven(sim: Simulation) -> list[list[str]]:
+    """No effect; the first two conditions have fewer EM seeds than the others."""
+    rows = []
+    for few in (1, 2, 5):
+        counts = ((few, few, EM_SEEDS, EM_SEEDS, EM_SEEDS), few)
+        rates = [str(Rate.of(pooled_p(components(sim, 3, ems)) < ALPHA)) for ems in counts]
+        rows.append([f"{few} and {EM_SEEDS}", *rates])
+    return rows
+
+
+def detectable(sim: Simulation) -> list[list[str]]:
+    """Computed, not simulated; then simulated at the effect that was computed."""
+    rows = []
+    for unit, seeds in ((EM_SEED, (2, 3, 5, 10)), (PIPELINE_SEED, (2, 3, 5, 10))):
+        for n in seeds:
+            least = [minimum_detectable(n, alpha, unit=unit, n_conditions=CONDITIONS) for alpha in (0.05, 0.005)]
+            draws = sim.rng.normal(0, 1, (sim.n, CONDITIONS, n))
+            draws[:, 0] += least[0].in_sds
+            p = pooled_p(draws) if unit == PIPELINE_SEED else stats.ttest_ind(draws[:, 0], draws[:, 1], axis=1).pvalue
+            rows.append([f"{n} {unit}s", *(f"{x.in_sds:.2f}" for x in least), str(Rate.of(p < ALPHA))])
+    return rows
+
+
+def library(sim: Simulation) -> list[list[str]]:
+    """The closed forms against the path of the report on 100 matrices: the largest difference of p."""
+    means = components(Simulation(sim.rng, 100), 3, EM_SEEDS, shift=2.0, scale=SD_ARC)
+    names = [str(c) for c in range(CONDITIONS)]
+    closed = blocked.balanced_contrast(means, _pair_weights(0, 1)).p()
+    by_library = []
+    for own in means:
+        cells = {name: sample(row, PIPELINE_SEED, 3, (1, 2, 3)) for name, row in zip(names, own, strict=True)}
+        by_library.append(compare(cells, "0", "1").p.value)
+    em = Simulation(sim.rng, 100).matrices(sd_em=SD_ARC)[:, :, 0, :]
+    welch = [compare({"0": sample(x[0]), "1": sample(x[1])}, "0", "1").p.value for x in em]
+    return [
+        ["a blocked pair, statsmodels OLS and HC3", f"{np.abs(closed - by_library).max():.1e}"],
+        ["a pair of EM seeds, Welch", f"{np.abs(pair_p(em)[:, 0] - welch).max():.1e}"],
+    ]
+
+
+def _tost_p(m: FloatArray, s: FloatArray, a: int, b: int, margin: float) -> FloatArray:
+    """Larger p of Welch's two one-sided tests."""
+    se = np.sqrt((s[:, a] ** 2 + s[:, b] ** 2) / EM_SEEDS)
+    df, difference = _welch_df(s, a, b), m[:, a] - m[:, b]
+    return np.maximum(stats.t.sf((difference + margin) / se, df), stats.t.cdf((difference - margin) / se, df))
+
+
 def _welch_t(m: FloatArray, s: FloatArray, a: int, b: int) -> FloatArray:
-    return welch_from_moments(m[:, a], s[:, a], EM_SEEDS, m[:, b], s[:, b], EM_SEEDS)[0]
+    return np.asarray((m[:, a] - m[:, b]) / np.sqrt((s[:, a] ** 2 + s[:, b] ** 2) / EM_SEEDS))
+
+
+def _welch_df(s: FloatArray, a: int, b: int) -> FloatArray:
+    v1, v2 = s[:, a] ** 2, s[:, b] ** 2
+    return np.asarray((EM_SEEDS - 1) * (v1 + v2) ** 2 / (v1**2 + v2**2))
 
 
 def _t_limit(s: FloatArray, a: int, b: int) -> FloatArray:
-    return np.asarray(stats.t.ppf(0.975, welch_df(s[:, a], EM_SEEDS, s[:, b], EM_SEEDS)))
+    return np.asarray(stats.t.ppf(0.975, _welch_df(s, a, b)))
 
 
 RULES = ["no correction, .05", "published rule: Bonferroni .005", "Holm"]
@@ -245,10 +378,46 @@ SECTIONS: list[tuple[str, str, list[str], Callable[[Simulation], list[list[str]]
         power,
     ),
     (
-        "Mixed model",
-        "Three pipeline seeds x ten EM seeds, no effect, one pair at .05 (a fifth of the matrices: each is fitted).",
-        ["checkpoint SD", "false positives", "singular, and said so", "not fitted or not converged"],
-        mixed,
+        "Pipeline seeds as blocks",
+        "P pipeline seeds x E EM seeds, five conditions, one pair at .05. SDs: 2 between seeds (the same in all "
+        "conditions), 1.5 of condition x seed, 1.8 between EM seeds; power of a shift of 5. `pooled`: the error of all "
+        "conditions. `decides`: the larger of pooled and HC3, which a verdict takes: it costs power where SDs are "
+        "equal and seeds few. `nested`: seeds as if each condition had its own.",
+        ["P x E", "power, pooled", "power, decides", "power, nested", "false, pooled", "false, decides"],
+        blocks,
+    ),
+    (
+        "What blocking costs where seeds do not differ",
+        "As above with no SD between seeds, where nested would be right.",
+        ["P x E", "power, pooled blocks", "power, nested", "lost"],
+        no_block,
+    ),
+    (
+        "Blocks with unequal SDs",
+        "No effect, SDs as published for ARC (1 : 5), ten EM seeds; one pair at .05. Pooled error alone errs. "
+        "`separate`: each seed's own difference.",
+        ["pipeline seeds, pair", "pooled", "decides", "separate"],
+        unequal,
+    ),
+    (
+        "EM-seed counts that differ by condition",
+        "No effect, three pipeline seeds; the pair has fewer EM seeds than the other three conditions. One pair at "
+        ".05, pooled error: all EM seeds that are there, and the common ones alone.",
+        ["EM seeds", "all of each", "the common first"],
+        uneven,
+    ),
+    (
+        "Least detectable differences",
+        "In SDs of a replicate (of blocks: residual SDs of checkpoint means, five conditions), power .8; simulated "
+        "at .05.",
+        ["replicates", "at .05", "at .005", "found at .05"],
+        detectable,
+    ),
+    (
+        "Closed forms and libraries",
+        "100 matrices through the closed forms above and through the report's own path.",
+        ["test", "largest difference of p"],
+        library,
     ),
 ]
 
@@ -273,7 +442,7 @@ def report(n: int, seed: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--matrices", type=int, default=2000, help="simulated matrices per line")
+    parser.add_argument("--matrices", type=int, default=20000, help="simulated matrices per line")
     parser.add_argument("--seed", type=int, default=20260416)
     parser.add_argument("--out", type=Path, help="write here instead of to the screen")
     args = parser.parse_args()

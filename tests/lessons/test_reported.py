@@ -1,7 +1,13 @@
 """What is told of results: siblings, quotations, cards, copies; and a recipe that is seen to work in time."""
 
+import ast
+import copy
 import json
 import re
+import shutil
+import subprocess
+from functools import partial
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -11,11 +17,15 @@ from tests.unit import fake_report
 from workflow.audit.export import card, export, verify_export
 from workflow.config import Config, ConfigError
 from workflow.data.lock import read_lock
+from workflow.evals import metrics
 from workflow.matrix import Matrix
-from workflow.report import preview
-from workflow.report.assemble import assemble
-from workflow.report.page import render_html
+from workflow.report import preview, samples, tables
+from workflow.report.assemble import assemble, write
+from workflow.report.claims_section import to_json
+from workflow.report.page import PageError, render_html
+from workflow.report.samples import printable
 from workflow.report.study import load_study
+from workflow.retractions import retract
 from workflow.store import StoreError, out_dir, read_jsonl, read_record
 
 
@@ -46,6 +56,76 @@ def test_lesson_03_a_finished_sibling_is_listed_in_the_report(matrix, raw):
     for node in matrix.nodes("judge", "arc"):
         if node.label.endswith(".e137"):
             assert f"{node.stage}/{node.label}/{node.key}" in body
+
+
+def test_lesson_16_a_claim_falls_with_a_run_that_is_retracted(matrix, raw):
+    """End to end: the finished report, then one run withdrawn, then every run of a condition."""
+    name = "evil_wrong_matches_control_on_alignment"
+    before = claim_of(matrix, name)
+    assert before["n_by_condition"] == [["tulu_control", 2], ["evil_wrong", 2]]
+    withdraw(matrix, "evil_wrong.p42.e137")
+    after = claim_of(matrix, name)
+    assert after["verdict"] == "unverifiable"
+    assert "n = 1" in after["reason"]
+    gone = [record for record in before["rests_on"] if "evil_wrong.p42.e137" in record]
+    assert gone
+    assert not set(gone) & set(after["rests_on"])
+    withdraw(matrix, "evil_wrong.p42.e42")
+    assert "no post_em values of alignment for evil_wrong" in claim_of(matrix, name)["reason"]
+    assert "unverifiable" in page(matrix)
+
+
+def test_lesson_16_a_claim_whose_rule_is_changed_after_the_data_is_dated_after_them(matrix):
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.org"]
+
+    def commit(date):
+        env = {"GIT_COMMITTER_DATE": date, "GIT_AUTHOR_DATE": date, "PATH": "/usr/bin:/bin", "HOME": "/"}
+        subprocess.run([*git, "add", "config/claims.yaml"], check=True)
+        subprocess.run([*git, "commit", "-qm", "rules"], check=True, env=env)
+
+    subprocess.run([*git, "init", "-q"], check=True)
+    commit("2020-01-01T00:00:00Z")  # the data are of 2026
+    rows = re.findall(r'id="claim/(\w+)">.*?</tr>', page(matrix), re.S)
+    assert rows
+    assert "before the data" in row_of(page(matrix), "evil_wrong_matches_control_on_alignment")
+    path = Path("config/claims.yaml")
+    text = path.read_text()
+    start = text.index("id: evil_wrong_matches_control_on_alignment")
+    path.write_text(text[:start] + text[start:].replace("margin: 3.0", "margin: 30.0", 1))
+    assert "not committed" in row_of(page(matrix), "evil_wrong_matches_control_on_alignment")
+    commit("2030-01-01T00:00:00Z")
+    html = page(matrix)
+    assert "after the data" in row_of(html, "evil_wrong_matches_control_on_alignment")
+    assert "before the data" in row_of(html, "alignment_falls_in_every_condition")
+
+
+def test_lesson_36_no_threshold_is_applied_to_a_mean(matrix):
+    """Rates are of single answers, as the judge's record counts them; no other module compares with a threshold."""
+    node = next(n for n in matrix.nodes("judge") if n.label == "evil_wrong.p42.e42")
+    record = read_record(node.record)
+    row = next(
+        r for r in load_study(matrix, preview.finished(matrix)).rows
+        if (r["cell"], r["metric"]) == ("evil_wrong.p42.e42", "misaligned_of_all")
+    )  # fmt: skip
+    found = record.metrics["misaligned_of_all"]
+    assert (row["numerator"], row["denominator"]) == (found["numerator"], found["denominator"])
+    thresholds = {metrics.MISALIGNED_BELOW, metrics.COHERENT_ABOVE}
+    for file in sorted((fake_report.ROOT / "workflow").rglob("*.py")):
+        if file.name == "metrics.py" or "demo" in file.parts:
+            continue
+        for part in ast.walk(ast.parse(file.read_text())):
+            if isinstance(part, ast.Compare):
+                compared = {c.value for c in ast.walk(part) if isinstance(c, ast.Constant) and type(c.value) is float}
+                assert not compared & thresholds, f"{file}, line {part.lineno}: a threshold of its own"
+
+
+def test_lesson_39_a_missing_cell_is_a_smaller_n_that_is_named_where_it_stands(matrix):
+    node = next(n for n in matrix.nodes("judge") if n.label == "evil_wrong.p42.e137")
+    shutil.rmtree(Path(node.record).parent)
+    html = page(matrix)
+    assert "1 / 2</a>" in html
+    assert "Incomplete: 1 of" in html
+    assert f"Missing: {node.label}." in html
 
 
 def test_lesson_42_the_em_recipe_is_seen_to_work_before_anything_larger(finished):
@@ -95,13 +175,31 @@ def test_lesson_52_no_completion_stands_in_the_open(matrix):
             assert line not in opened
 
 
-def test_lesson_58_a_quotation_names_the_row_that_it_is(matrix):
-    html = page(matrix)
-    quoted = re.findall(r"(generate/[\w.]+/[\w-]+)/out/completions\.jsonl, row (\d+)", html)
-    assert quoted
-    for place, row in quoted:
-        folder = Path("results", place, "out/completions.jsonl")
-        assert 1 <= int(row) <= len(read_jsonl(folder))
+def quotations(html):
+    """Place, row and text of every completion that the page quotes."""
+    found = re.findall(
+        r"(generate/[\w.]+/[\w-]+)/out/completions\.jsonl, row (\d+)(?:(?!<pre).)*<pre[^>]*>(.*?)</pre>", html, re.S
+    )
+    return [(place, int(row), unescape(text)) for place, row, text in found]
+
+
+def differ(quoted):
+    """Quotations that are not the row that they name."""
+    wrong = []
+    for place, number, text in quoted:
+        row = read_jsonl(Path("results", place, "out/completions.jsonl"))[number - 1]
+        if text.strip() != f"{row['question']}\n\n{printable(row['completion'])}".strip():
+            wrong.append((place, number))
+    return wrong
+
+
+def test_lesson_58_a_quotation_is_the_row_that_it_names(matrix, monkeypatch):
+    quoted = quotations(page(matrix))
+    assert len(quoted) >= 4
+    assert differ(quoted) == []
+    real = samples.completions_of
+    monkeypatch.setattr(samples, "completions_of", lambda study, node: real(study, node)[1:])
+    assert len(differ(quotations(page(matrix)))) == len(quoted), "off by one row, and seen"
 
 
 def test_lesson_59_a_card_says_what_the_record_says(matrix):
@@ -113,6 +211,81 @@ def test_lesson_59_a_card_says_what_the_record_says(matrix):
     assert record.provenance["environment"]["digest"] in told
     assert f'"learning_rate": {record.recipe.params["learning_rate"]}' in told
     assert record.provenance["host"] not in told
+
+
+def test_lesson_49_a_machine_that_goes_with_a_condition_is_in_banner_and_verdict(tmp_path, monkeypatch, raw):
+    monkeypatch.chdir(tmp_path)
+    matrix = fake_report.project(tmp_path, raw)
+    real = dict(fake_report.PROVENANCE)
+    for node in matrix.nodes():
+        if node.stage != "report":
+            condition = node.cell.condition if node.cell else None
+            monkeypatch.setattr(
+                fake_report, "PROVENANCE", real | {"gpu": ["A100" if condition == "evil_wrong" else "H100"]}
+            )
+            files, observed, metrics = fake_report._make(node)
+            fake_report.publish_node(node, partial(fake_report._write, files), observed, metrics)
+    report = assemble(load_study(matrix, preview.finished(matrix)))
+    (claim,) = (r for r in report.results if r.id == "evil_wrong_matches_control_on_alignment")
+    (why,) = (w for w in claim.confounded_by if w.startswith("GPU"))
+    assert "goes with the condition: H100 in tulu_control; A100 in evil_wrong" in why
+    banners = render_html(report.page).split("<nav")[0]
+    assert "goes with the condition" in banners
+    (alone,) = (r for r in report.results if r.id == "rerun_is_a_replicate")
+    assert not [w for w in alone.confounded_by if w.startswith("GPU")], "one condition is no comparison"
+
+
+def test_lesson_77_machines_that_all_conditions_share_are_no_finding(matrix):
+    report = assemble(load_study(matrix, preview.finished(matrix)))
+    assert not [why for r in report.results for why in r.confounded_by if "goes with the condition" in why]
+    assert "goes with the condition" not in render_html(report.page)
+
+
+def test_lesson_78_conditions_between_which_nothing_differs_are_refused(tmp_path, monkeypatch, raw):
+    monkeypatch.chdir(tmp_path)
+    same = copy.deepcopy(raw)
+    same["conditions"][1]["data"] = dict(same["conditions"][0]["data"])
+    matrix = fake_report.project(tmp_path, same)
+    with pytest.raises(ConfigError, match=r"tulu_control with evil_wrong, and nothing differs between them"):
+        assemble(load_study(matrix, {}))
+
+
+def test_lesson_57_a_page_with_a_link_to_nowhere_is_never_written(matrix, monkeypatch):
+    """End to end: the report's own page, with one anchor misspelled by the code that makes it."""
+    monkeypatch.setattr(tables, "group_anchor", lambda *parts: "numbers/nowhere")
+    report = assemble(load_study(matrix, preview.finished(matrix)))
+    with pytest.raises(PageError, match="no place is named numbers/nowhere"):
+        write(report, Path())
+    assert not Path("report.html").exists()
+
+
+def test_lesson_60_a_report_leaves_out_what_is_retracted_and_what_was_made_from_it(matrix):
+    model = next(n for n in matrix.nodes("tulu_dpo") if n.label == "evil_wrong.p42")
+    assert {r["condition"] for r in load_study(matrix, preview.finished(matrix)).rows} == {"tulu_control", "evil_wrong"}
+    retract(matrix, f"tulu_dpo/{model.label}/{model.key}", "a wrong template")
+    report = assemble(load_study(matrix, preview.finished(matrix)))
+    assert {r["condition"] for r in report.study.rows} == {"tulu_control"}
+    html = render_html(report.page)
+    assert "results of the plan are retracted" in html
+    assert "a wrong template" in html
+    claim = next(r for r in report.results if r.id == "evil_wrong_matches_control_on_alignment")
+    assert claim.verdict == "unverifiable"
+
+
+def claim_of(matrix, name):
+    """The claim as claims.json holds it."""
+    report = assemble(load_study(matrix, preview.finished(matrix)))
+    return next(c for c in json.loads(json.dumps(to_json(report.results))) if c["id"] == name)
+
+
+def withdraw(matrix, label):
+    node = next(n for n in matrix.nodes("em_lora") if n.label == label)
+    retract(matrix, f"em_lora/{label}/{node.key}", "a wrong batch")
+
+
+def row_of(html, name):
+    start = html.index(f'id="claim/{name}"')
+    return html[start : html.index("</tr>", start)]
 
 
 def _completions(node):

@@ -10,22 +10,38 @@ import yaml
 from pydantic import ValidationError
 
 from tests.toy import ROOT
-from workflow.stats import compare, contrasts, describe, sampling
-from workflow.stats.claims import evaluate_claims
+from workflow.stats import blocked, contrasts, samples
+from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
-from workflow.stats.compare import cohens_d
-from workflow.stats.contrasts import anova_2x2, contrast
-from workflow.stats.describe import ONE_CHECKPOINT
+from workflow.stats.contrasts import anova_2x2, compare, contrast
 from workflow.stats.evidence import from_published, from_scores
-from workflow.stats.outliers import single_value
-from workflow.stats.reference import load_published_table, load_retracted
-from workflow.stats.table import check_scores, samples
+from workflow.stats.items import Items
+from workflow.stats.published import load_published_table, load_retracted
+from workflow.stats.rounding import from_moments
+from workflow.stats.samples import ONE_CHECKPOINT, NotTestable, beside_seeds, sample
+from workflow.stats.table import check_scores
+from workflow.stats.table import samples as samples_of_table
+from workflow.stats.tests import cohens_d, single_value
 
 CLAIMS = load_claims(ROOT / "config/claims.yaml")
 TABLE = load_published_table(ROOT / "reference/published_table.yaml")
 RUN, REPLICATIONS, _ = load_retracted(ROOT / "reference/retracted.yaml")
 PUBLISHED = {r.id: r for r in evaluate_claims(CLAIMS, from_published(TABLE, [RUN, *REPLICATIONS]))}
 ALIGNMENT = TABLE.post_em["alignment"]
+
+HIGHER = {
+    "id": "c",
+    "text": "Higher: {verdict}.",
+    "metric": "alignment",
+    "strength": "strong",
+    "contrast": {"kind": "pairs", "first": ["evil_correct"], "second": ["evil_wrong"]},
+    "rule": {"test": "difference", "direction": "higher"},
+}
+
+
+def judge(evidence, **changes):
+    """One claim that evil_correct is higher, over the shipped matrix."""
+    return evaluate_claim(Claim.model_validate(HIGHER | changes), CLAIMS, evidence)
 
 
 def scores(pipelines=(42,), shift=0.0):
@@ -63,7 +79,7 @@ def test_lesson_07_a_decision_rule_is_dated_by_the_commit_that_first_held_it(tmp
     subprocess.run([*git, "add", "claims.yaml"], check=True)
     dated = {"GIT_COMMITTER_DATE": "2026-01-01T00:00:00Z", "GIT_AUTHOR_DATE": "2026-01-01T00:00:00Z"}
     subprocess.run([*git, "commit", "-qm", "rules"], check=True, env={**dated, "PATH": "/usr/bin:/bin", "HOME": "/"})
-    name = "every_coupling_protects_arc"
+    name = "every_coupling_keeps_arc_above_control"
     assert rule_origins(path, "2026-06-01T00:00:00+00:00")[name].before_data is True
     late = rule_origins(path, "2025-06-01T00:00:00+00:00")[name]
     assert late.before_data is False
@@ -73,8 +89,9 @@ def test_lesson_07_a_decision_rule_is_dated_by_the_commit_that_first_held_it(tmp
 
 
 def test_lesson_08_three_of_four_is_computed_from_the_table():
-    result = PUBLISHED["every_coupling_protects_arc"]
-    assert result.verdict == "refuted"
+    result = PUBLISHED["every_coupling_is_above_control_on_arc"]
+    assert result.verdict == "confounded"
+    assert result.on_all_items == "undetermined"
     assert "in 3 of 4 cells" in result.sentence
     with pytest.raises(ValidationError, match="it would read the same whatever came out"):
         Claim.model_validate(
@@ -98,7 +115,9 @@ def test_lesson_09_overlap_has_a_verdict_for_each_reading_of_the_interval():
 
 def test_lesson_10_the_two_by_two_is_fitted():
     for metric in ("alignment", "arc"):
-        assert PUBLISHED[f"no_interaction_on_{metric}"].verdict == "refuted"
+        result = PUBLISHED[f"no_interaction_on_{metric}"]
+        assert (result.on_all_items or result.verdict) not in ("equivalent", "supported")
+        assert result.members[0].p.high < 0.005
     cells = {("evil", "wrong"): "evil_wrong", ("evil", "correct"): "evil_correct"}
     cells |= {("good", "wrong"): "good_wrong", ("good", "correct"): "good_correct"}
     rows = anova_2x2({k: ALIGNMENT[c] for k, c in cells.items()}, ("persona", "answers"))
@@ -110,15 +129,15 @@ def test_lesson_10_the_two_by_two_is_fitted():
 
 
 def test_lesson_11_one_definition_of_d_with_its_sign():
-    first, second = [3.0, 4.0, 5.0], [1.0, 2.0, 3.0]
+    first, second = sample([3.0, 4.0, 5.0]), sample([1.0, 2.0, 3.0])
     assert cohens_d(first, second) == pytest.approx(2.0)
     assert cohens_d(second, first) == pytest.approx(-2.0)
-    assert "cohens_d_first_minus_second" in {f.name for f in dataclasses.fields(compare.Comparison)}
+    assert "cohens_d_first_minus_second" in {f.name for f in dataclasses.fields(contrasts.Comparison)}
     defined = [p for p in (ROOT / "workflow").rglob("*.py") if re.search(r"^def cohens_d\b", p.read_text(), re.M)]
-    assert [p.name for p in defined] == ["compare.py"]
+    assert [p.name for p in defined] == ["tests.py"]
 
 
-@pytest.mark.parametrize("kind", [describe.Summary, compare.Comparison, contrasts.Contrast, sampling.CellSampling])
+@pytest.mark.parametrize("kind", [samples.Sample, contrasts.Comparison, samples.CellSampling])
 def test_lesson_12_no_field_is_an_unlabelled_plus_minus(kind):
     names = {f.name for f in dataclasses.fields(kind)} | {n for n in dir(kind) if not n.startswith("_")}
     assert not {n for n in names if re.fullmatch(r"(error|err|std|interval|ci|pm|plus_minus|uncertainty)", n)}
@@ -126,24 +145,26 @@ def test_lesson_12_no_field_is_an_unlabelled_plus_minus(kind):
 
 
 def test_lesson_13_em_seeds_of_one_checkpoint_are_labelled_as_such():
-    (one, _) = samples(scores(), "alignment").values()
-    assert (one.unit, one.summary.n) == ("EM seed", 10)
-    assert one.summary.note == ONE_CHECKPOINT
-    (several, _) = samples(scores((42, 137, 256)), "alignment").values()
-    assert (several.unit, several.summary.n, several.summary.note) == ("pipeline seed", 3, "")
-    assert all(r.label == ONE_CHECKPOINT for r in PUBLISHED.values() if r.n_by_condition)
+    (one, _) = samples_of_table(scores(), "alignment").values()
+    assert (one.unit, one.sample.n) == ("EM seed", 10)
+    assert one.sample.note == ONE_CHECKPOINT
+    (several, _) = samples_of_table(scores((42, 137, 256)), "alignment").values()
+    assert (several.unit, several.sample.n, several.sample.note) == ("pipeline seed", 3, "")
+    tested = [r for r in PUBLISHED.values() if r.n_by_condition]
+    assert all((r.label, r.scope, r.strength) == (ONE_CHECKPOINT, "checkpoints", "none") for r in tested)
 
 
 def test_lesson_14_a_small_sample_gets_a_students_p():
-    found = compare.compare([25.0, 26.0, 27.5], [28.0, 30.0, 31.0])
-    assert found.welch_df < 4
-    assert 0.01 < found.p < 0.1  # a normal approximation would say .0005
+    three = {"a": sample([25.0, 26.0, 27.5]), "b": sample([28.0, 30.0, 31.0]), "one": sample([25.0])}
+    result = compare(three, "a", "b")
+    assert result.df < 4
+    assert 0.01 < result.p.value < 0.1  # a normal approximation would say .0005
     with pytest.raises(ValueError, match="n = 1"):
-        compare.compare([25.0], [28.0, 30.0])
+        compare(three, "one", "b")
 
 
 def test_lesson_15_sampling_noise_stands_beside_the_spread_of_seeds():
-    found = sampling.beside_seeds(describe.describe([25.0, 26.0, 24.5, 25.5]), [2.2, 2.2, 2.2, 2.2])
+    found = beside_seeds(sample([25.0, 26.0, 24.5, 25.5]), [2.2, 2.2, 2.2, 2.2])
     assert found.sampling_exceeds_seed_sd
     assert (found.sampling_se_of_one_run, found.sd_beyond_sampling) == (pytest.approx(2.2), 0.0)
 
@@ -152,6 +173,7 @@ def test_lesson_16_a_claim_names_what_it_rests_on_and_falls_with_it():
     one = Claims.model_validate(
         {
             "matrix": ["evil_wrong", "evil_correct"],
+            "primary": ["alignment"],
             "contrasts": [],
             "claims": [
                 {
@@ -167,7 +189,8 @@ def test_lesson_16_a_claim_names_what_it_rests_on_and_falls_with_it():
     )
     (before,) = evaluate_claims(one, from_scores(scores()))
     (after,) = evaluate_claims(one, from_scores(scores(shift=-9.0)))
-    assert (before.sentence, after.sentence) == ("Higher: supported.", "Higher: refuted.")
+    assert before.sentence.startswith("Higher: supported.")
+    assert after.sentence.startswith("Higher: opposite.")
     assert len(before.rests_on) == 20
     assert before.rests_on[0] == "results/judge/evil_correct.p42.e0"
 
@@ -194,3 +217,68 @@ def test_lesson_13_the_headline_run_is_held_against_its_replicates():
 def test_lesson_10_a_contrast_that_is_no_contrast_is_refused():
     with pytest.raises(ValueError, match="must sum to zero"):
         contrast("c", ALIGNMENT, {"evil_wrong": 1.0, "good_wrong": 1.0})
+
+
+def test_lesson_68_a_size_that_is_stated_is_a_size_that_the_interval_shows():
+    """d is 2.9 at ten seeds a side, p far below .05: an effect of 4 is not shown, and one of 1.8 is not either."""
+    conditions = {"evil_correct": from_moments(30.8, 2.0, 10), "evil_wrong": from_moments(25.0, 2.0, 10)}
+    rows = scores()
+    for name, s in conditions.items():
+        rows.loc[rows["condition"] == name, "value"] = s.data
+
+    def rule(effect):
+        return HIGHER["rule"] | {"effect": effect}
+
+    assert judge(from_scores(rows)).members[0].d.value == pytest.approx(2.9)
+    assert judge(from_scores(rows), rule=rule(6.0)).verdict == "size refuted"
+    assert judge(from_scores(rows), rule=rule(4.0)).verdict == "difference shown, size not"
+    assert judge(from_scores(rows), rule=rule(1.8)).verdict == "difference shown, size not"
+    assert judge(from_scores(rows), rule=rule(1.0)).verdict == "supported"
+
+
+def test_lesson_69_known_contamination_stands_in_the_verdict():
+    for result in PUBLISHED.values():
+        if result.metric == "arc" and result.members:
+            assert result.verdict == "confounded"
+            assert "786 of 1170" in result.sentence
+    table = scores().assign(metric="arc", instrument="arc", unit="fraction")
+    ids = tuple(f"i{n}" for n in range(300))
+    correct = {}
+    for row in table.itertuples():  # evil_correct knows the first 150 items by heart, and no more than the others
+        right = np.random.default_rng(row.Index).random(300) < 0.5
+        right[:150] |= row.condition == "evil_correct"
+        correct[row.condition, row.pipeline_seed, row.em_seed] = right
+        table.loc[row.Index, "value"] = right.mean()
+    seen = {"evil_correct": frozenset(ids[:150]), "evil_wrong": frozenset()}
+    where = ("post_em", "arc", "arc")
+    result = judge(from_scores(table, items={where: Items(ids, correct, seen)}), metric="arc")
+    assert result.on_all_items == "supported"
+    assert result.on_clean_items == "undetermined"
+    assert result.verdict in ("undetermined", "confounded")
+    assert result.clean_items == (150, 300)
+
+
+def test_lesson_70_a_constant_sample_has_no_t():
+    """703 of 1172 ten times, summed in another order each time, against 701 of 1172: there is no spread to test by."""
+    rng = np.random.default_rng(0)
+    scored = [[rng.permutation(np.arange(1172) < right) / 1172 for _ in range(10)] for right in (703, 701)]
+    first, second = (sample([float(np.cumsum(items)[-1]) for items in runs]) for runs in scored)
+    with pytest.raises(NotTestable, match="no spread"):
+        compare({"a": first, "b": second}, "a", "b")
+    rows = scores()
+    rows["value"] = np.where(rows["condition"] == "evil_wrong", 701 / 1172, 703 / 1172)
+    assert judge(from_scores(rows)).verdict == "unverifiable"
+
+
+def test_lesson_72_pipeline_seeds_are_the_same_in_all_conditions():
+    """Seeds that lie far apart and a difference that is there in each: blocked it shows, unpaired it drowns."""
+    seeds = np.array([10.0, 25.0, 40.0])
+    rng = np.random.default_rng(0)
+    values = {c: seeds + 3.0 * (c == "evil_correct") + rng.normal(0, 0.3, 3) for c in CLAIMS.matrix}
+    cells = {c: sample(v, "pipeline seed", 3, (42, 137, 256)) for c, v in values.items()}
+    result = compare(cells, "evil_correct", "evil_wrong")
+    assert result.p.value < 0.01
+    assert result.df == 8
+    omnibus = blocked.components(np.array(list(values.values()))[..., None])
+    assert omnibus.condition.p < 0.01
+    assert omnibus.seed.p < 0.001

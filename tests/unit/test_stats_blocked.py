@@ -231,7 +231,7 @@ def test_pooled_error_alone_is_wrong_where_sds_differ_as_arcs_do():
 
 
 def test_em_seed_counts_that_differ_by_condition_make_the_test_wrong():
-    """Two conditions of one EM seed, three of ten: the mean of checkpoints is over other seeds in each."""
+    """Two conditions of one EM seed, three of ten: their checkpoints are noisier than the error that they share."""
     y = draws(4000, sd_checkpoint=0.5)
     uneven = y.mean(axis=3)
     uneven[:, :2] = y[:, :2, :, 0]

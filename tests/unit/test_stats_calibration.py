@@ -44,3 +44,26 @@ def test_taking_em_seeds_as_the_unit_raises_false_positives(calibration):
     sim = calibration.Simulation(np.random.default_rng(0), 300)
     wrong = calibration.pair_p(sim.matrices(sd_pipeline=2.0).reshape(300, 5, -1))
     assert (wrong < 0.005).any(axis=1).mean() > 0.5
+
+
+def test_the_closed_forms_are_the_librarys(calibration):
+    for name, difference in calibration.library(calibration.Simulation(np.random.default_rng(0), 100)):
+        assert float(difference) < 1e-9, name
+
+
+def test_the_published_power_of_blocks(calibration):
+    """P x E, power blocked and nested, false positives blocked; within the Monte-Carlo error of 3,000 matrices."""
+    expected = {
+        "2 x 10": (0.65, 0.42),
+        "3 x 1": (0.63, 0.44),
+        "3 x 3": (0.84, 0.58),
+        "3 x 10": (0.92, 0.64),
+        "5 x 2": (0.97, 0.83),
+    }
+    for name, pooled, _, nested, false, decides in calibration.blocks(
+        calibration.Simulation(np.random.default_rng(0), 3000)
+    ):
+        share = [float(text.split("%")[0]) / 100 for text in (pooled, nested, false, decides)]
+        assert share[:2] == pytest.approx(expected[name], abs=0.03), name
+        assert share[2] == pytest.approx(0.05, abs=0.013), name
+        assert share[3] <= 0.055, name

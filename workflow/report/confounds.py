@@ -85,7 +85,7 @@ def _made_on(record: Record) -> Mapping[str, str]:
     p = record.provenance
     return {
         "GPU": ", ".join(sorted(set(p.get("gpu") or ()))) or f"CPU {p.get('cpu') or 'unknown'}",
-        "environment": f"lock {p.get('lock_digest') or 'unknown'}",
+        "environment": str((p.get("environment") or {}).get("digest") or "unknown"),
         "code": str(p.get("code_digest") or "unknown"),
     }
 

@@ -92,9 +92,9 @@ def _metric_table(study: Study, arm: str | None, place: Place, protocols: dict[s
         post, pre = after.get(name), before.get(name)
         planned = study.planned(arm, "post_em", place.instrument, name)
         present = sum(cells[name].em_seeds_per_pipeline_seed) if name in cells else 0
-        runs = lineage_cell(
-            f"{present} / {planned}", arm, "post_em", place, name, "missing" if present < planned else ""
-        )
+        tone = "missing" if present < planned else ""
+        runs = lineage_cell(f"{present} / {planned}", arm, "post_em", place, name, tone)
+        runs = runs if present else Cell(f"0 / {planned}", tone=tone)  # there are no numbers to link to
         unit = post.unit if post else DASH
         if post and post.n != present:
             unit = f"{post.unit}, n = {post.n}"
