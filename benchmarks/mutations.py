@@ -72,7 +72,7 @@ MUTATIONS = (
     Mutation("system prompt", "stages/_models.py", "not with_system.endswith(", "lesson_28", "() and ("),
     # the evaluation
     Mutation(
-        "judge: rubric", "evals/judge_requests.py", '"messages": messages,\n            "par', "lesson_31_no", '"par'
+        "judge: rubric", "judge/requests.py", '"messages": messages,\n            "par', "lesson_31_no", '"par'
     ),
     Mutation("judge: bounds", "evals/metrics.py", "total + 100.0 * missing", "lesson_32_a_refusal", "total"),
     Mutation("report: parents", "stage.py", "found != recipe.parents", "lesson_34"),
