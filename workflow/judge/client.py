@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from workflow.judge.journal import Journal
 from workflow.judge.replies import JudgeError, Reply, check_method
 from workflow.judge.requests import JudgeSettings, Plan, Request, Unit, lookups
-from workflow.judge.transport import ASKED, Endpoint, Meter
+from workflow.judge.transport import ASKED, ENCODINGS, Endpoint, Meter
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
@@ -136,6 +136,7 @@ class _Run:
             base_url=self.endpoint.base_url,
             api_key=self.api_key,
             max_retries=self.endpoint.max_attempts - 1,
+            default_headers={"Accept-Encoding": ENCODINGS},
             http_client=httpx2.AsyncClient(transport=self.meter.transport(), follow_redirects=False),
         ) as client:
             try:
