@@ -19,7 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from workflow.evals.vllm_python import dtype, vllm_python
+from workflow.evals.model import declared_dtype
+from workflow.evals.vllm_python import vllm_python
 from workflow.keys import digest, hash_file
 from workflow.stage import StageError
 
@@ -94,7 +95,7 @@ def vllm_command(model: str, name: str) -> list[str]:
     python = vllm_python() or sys.executable
     server = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
     # its own sampling defaults are not ours; 20 alternatives are what the log-probability rule reads
-    settings = ["--generation-config", "vllm", "--max-logprobs", "20", "--dtype", dtype(Path(model))]
+    settings = ["--generation-config", "vllm", "--max-logprobs", "20", "--dtype", declared_dtype(Path(model))]
     return [*server, "--host", "127.0.0.1", "--port", "{port}", *settings]
 
 
