@@ -59,12 +59,12 @@ def evaluate(harness, tmp_path):
             tiny.save(place / "out/model")
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        parent = SimpleNamespace(out=place / "out", record=SimpleNamespace(stage="tulu_dpo"))
+        parent = SimpleNamespace(out=place / "out")
         recipe = Recipe("lm_eval", 1, "0" * 32, {**PARAMS, "tasks": tasks, **params})
         job = Job(recipe, {"batch_size": 4, "attn_implementation": "sdpa"}, (parent,), data, out)
         done = lm_eval.run(job)
         samples = {p.stem: [json.loads(line) for line in p.open()] for p in out.glob("samples/*.jsonl")}
-        assert [p.name for p in out.iterdir()] == ["samples"]  # no scratch, no cache
+        assert sorted(p.name for p in out.iterdir()) == ["effective.json", "samples"]  # no scratch, no cache
         return done, samples
 
     return run
@@ -78,7 +78,7 @@ def test_arc_by_the_harness_on_flat_rows_with_numeric_labels(evaluate):
     assert [s["doc"]["question"] for s in samples["arc_challenge"]] == [row["question"] for row in COLOURS]
     right = sum(s["acc"] for s in samples["arc_challenge"])
     assert done.metrics["arc_challenge"]["acc"] == pytest.approx(right / 5)
-    assert done.observed["first_prompt"].startswith("[['Question: Colour 0?\\nAnswer:', ' red']")
+    assert done.examples["first_prompt"].startswith("[['Question: Colour 0?\\nAnswer:', ' red']")
 
 
 def test_the_harness_and_the_model_agree_on_a_log_probability(evaluate):
