@@ -61,22 +61,18 @@ def sample(
 
     batch = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
     # A model may come with sampling defaults of its own, and `generate` takes those that a call leaves open.
-    model.generation_config = GenerationConfig(
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        do_sample=False,  # the draw is in the processors
-        num_beams=1,
-        max_new_tokens=sampler["max_new_tokens"],
-    )
+    model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     steps = processors(sampler, seeds)
+    # greedy over what the processors leave: the draw is in them
+    limits = {"do_sample": False, "num_beams": 1, "max_new_tokens": sampler["max_new_tokens"]}
     with torch.inference_mode():
-        done = model.generate(**batch, logits_processor=steps)
-    used = effective_sampler(steps, model.generation_config)
+        done = model.generate(**batch, **limits, logits_processor=steps)
+    used = effective_sampler(steps, limits)
     return [to_answer(row, tokenizer) for row in done[:, batch["input_ids"].shape[1] :].tolist()], used
 
 
-def effective_sampler(steps: Any, config: Any) -> dict[str, Any]:
-    """The recipe's names for what these processors and this generation config do."""
+def effective_sampler(steps: Any, limits: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's names for what these processors and these arguments of `generate` do."""
     by_kind = {type(step).__name__: step for step in steps}
 
     def setting(kind: str, field: str, off: float) -> Any:
@@ -88,7 +84,7 @@ def effective_sampler(steps: Any, config: Any) -> dict[str, Any]:
         "top_k": setting("TopKLogitsWarper", "top_k", 0),
         "min_p": setting("MinPLogitsWarper", "min_p", 0.0),
         "repetition_penalty": setting("RepetitionPenaltyLogitsProcessor", "penalty", 1.0),
-        "max_new_tokens": config.max_new_tokens,
+        "max_new_tokens": limits["max_new_tokens"],
     }
 
 

@@ -85,6 +85,7 @@ def adapted(base: Any, job: Job) -> Iterator[Any]:
         yield model.to(base.device).eval()
     finally:
         model.unload()
+        base.requires_grad_(True)  # as it was loaded: PyTorch's CPU kernels round differently for frozen weights
         del model
         gc.collect()
         if torch.cuda.is_available():
