@@ -71,9 +71,7 @@ MUTATIONS = (
     Mutation("mask", "stages/_tokens.py", "not any(mask) or all(mask)", "lesson_27"),
     Mutation("system prompt", "stages/_models.py", "not with_system.endswith(", "lesson_28", "() and ("),
     # the evaluation
-    Mutation(
-        "judge: rubric", "evals/judge_requests.py", '"messages": messages,\n            "par', "lesson_31_no", '"par'
-    ),
+    Mutation("judge: rubric", "judge/requests.py", '"messages": messages,\n            "par', "lesson_31_no", '"par'),
     Mutation("judge: bounds", "evals/metrics.py", "total + 100.0 * missing", "lesson_32_a_refusal", "total"),
     Mutation("report: parents", "stage.py", "found != recipe.parents", "lesson_34"),
     Mutation("output: none", "store.py", "if not outputs:", "lesson_40_a_stage", "if False:"),

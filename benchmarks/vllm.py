@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 
 from tests.conftest import copy_project
-from workflow.evals.local_judge import identity
 from workflow.evals.vllm_python import VARIABLE
+from workflow.judge.local import identity
 
 ROOT = Path(__file__).parents[1]
 CELL = "evil_wrong.p42.e42"

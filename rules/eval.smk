@@ -79,7 +79,7 @@ rule judge:
         placement=placement("judge"),
     shell:
         """
-        python -m workflow.evals.judge \
+        python -m workflow.judge.judge \
             --recipe {params.recipe:q} \
             --placement {params.placement:q} \
             --parents {input.parents:q} \

@@ -40,7 +40,7 @@ STAGES = {
     "em_lora": Stage("train", 1, "workflow.stages.em_lora"),
     "arc": Stage("score", 1, "workflow.evals.arc"),
     "generate": Stage("generate", 1, "workflow.evals.generate"),
-    "judge": Stage("judge", 1, "workflow.evals.judge"),
+    "judge": Stage("judge", 1, "workflow.judge.judge"),
     "lm_eval": Stage("score", 1, "workflow.evals.lm_eval"),
     "report": Stage("report", 1, "workflow.report.report"),
 }

@@ -308,13 +308,42 @@ class Judge(Section):
 
 
 class Instrument(Section):
-    """A question set, how it is answered and how the answers are judged."""
+    """A question set, how it is answered and how the answers are judged.
+
+    `judge` leads: its scores are the instrument's. `panel` judges the same completions again, each judge under its own
+    key, to say how far the scores hang on who judges.
+    """
 
     name: Name
     data: Name
     backend: Literal["transformers", "vllm"]
     sampler: Sampler
     judge: Judge
+    panel: tuple[Judge, ...] = ()
+    batch_invariant: bool = Field(
+        False, description="vLLM's kernels whose results do not depend on what shares a batch; slower"
+    )
+
+    @model_validator(mode="after")
+    def _batch_invariance_is_vllms(self) -> Self:
+        if self.batch_invariant and self.backend != "vllm":
+            raise ValueError("`batch_invariant` is a mode of vLLM: set `backend: vllm`, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _judges_differ(self) -> Self:
+        names = [judge.model for judge in (self.judge, *self.panel)]
+        if len(set(names)) < len(names):
+            raise ValueError("a panel needs judges of different names, the first one included")
+        return self
+
+
+class Pairs(Section):
+    """Held-out preference pairs whose two answers are scored by their log-likelihood; no judge, no sampling."""
+
+    name: Name
+    data: Name
+    max_length: Positive = Field(description="tokens; a pair of which one side is longer is left out, for every cell")
 
 
 class LmEval(Section):
@@ -417,12 +446,24 @@ class TrainPlacement(Section):
 
 
 class EvalPlacement(Section):
+    """`together`: cells of one model that a job may make with the model loaded once. It changes none of their bytes."""
+
     batch_size: Positive
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
     together: Positive = Field(default=1, description="cells at most that one job makes with one loaded model")
 
 
-class JudgePlacement(Section):
+class GeneratePlacement(EvalPlacement):
+    """How vLLM's engine is started; transformers has nothing of it."""
+
+    enforce_eager: bool = Field(False, description="no compiling and no CUDA graphs: a short start, slower tokens")
+    cudagraph_capture_sizes: tuple[Positive, ...] | None = Field(None, description="null: vLLM's own")
+    max_model_len: Positive | None = Field(None, description="null: as the model says")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(None, description="null: vLLM's own")
+    compile_cache: str | None = Field(None, description="folder that keeps compiled graphs; null: vLLM's own")
+
+
+class JudgeEndpoint(Section):
     """`base_url: embedded` starts the rule-based scorer in the job, `local` serves the model in `local_model` while the
     job lasts; otherwise an OpenAI-compatible endpoint.
 
@@ -439,12 +480,36 @@ class JudgePlacement(Section):
     budget_usd: NonNegative | None = Field(description="per cell; the job stops before it is exceeded")
     usd_per_million_tokens_in: NonNegative
     usd_per_million_tokens_out: NonNegative
+    allow_http: bool = Field(False, description="let key and texts travel unencrypted to another machine")
 
     @model_validator(mode="after")
     def _local_has_a_model(self) -> Self:
         if (self.base_url == "local") != (self.local_model is not None):
             raise ValueError("`base_url: local` and `local_model` go together: give both or neither")
         return self
+
+
+class PanelEndpoint(JudgeEndpoint):
+    """Where a further judge of a panel is reached, by the name that `instruments` gives it."""
+
+    model: str
+
+
+class JudgePlacement(JudgeEndpoint):
+    """Where the judge is reached, and what a panel's other judges need of their own.
+
+    `max_unscored` decides whether there is a result and changes none of its numbers, so it is no part of a key: a cell
+    that was refused can be kept without being judged, and paid for, again.
+    """
+
+    max_unscored: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2, description="share of a cell's judgments that may be without a score; more fails the job"
+    )
+    panel: tuple[PanelEndpoint, ...] = ()
+
+    def of(self, model: str) -> "JudgeEndpoint":
+        """Where that model is reached: the panel's entry of its name, or what stands here."""
+        return next((other for other in self.panel if other.model == model), self)
 
 
 class Placement(Section):
@@ -454,6 +519,7 @@ class Placement(Section):
     tulu_dpo: TrainPlacement
     em_lora: TrainPlacement
     arc: EvalPlacement
-    generate: EvalPlacement
+    generate: GeneratePlacement
     judge: JudgePlacement
     lm_eval: EvalPlacement
+    pairs: EvalPlacement = EvalPlacement(batch_size=16, attn_implementation="sdpa")

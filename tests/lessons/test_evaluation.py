@@ -17,9 +17,10 @@ from workflow.config import Config
 from workflow.data.rows import Item
 from workflow.evals import metrics
 from workflow.evals.arc import judge_item, letter_tokens, render, summarise
-from workflow.evals.judge_requests import JudgeSettings, Plan, Reply, Unit
 from workflow.evals.metrics import bounds, cell_metrics
 from workflow.evals.scoring import Outcome, json_score
+from workflow.judge.replies import Reply
+from workflow.judge.requests import JudgeSettings, Plan, Unit
 from workflow.keys import Recipe
 from workflow.matrix import Matrix
 from workflow.stage import Result, StageError, execute, run_stage
@@ -114,7 +115,7 @@ def test_lesson_32_a_refusal_is_an_outcome_and_the_bounds_say_what_it_could_hide
 def test_lesson_32_no_reply_is_dropped(text, kind):
     assert {outcome.kind for outcome in json_score(text).values()} == {kind}
     unit = Unit(0, 0, "both")
-    outcomes = Plan([COMPLETION], PROMPT, SETTINGS).outcomes(unit, {"": Reply(text, "judge-1")})
+    outcomes = Plan([COMPLETION], PROMPT, SETTINGS).outcomes(unit, {"": Reply(text=text, model="judge-1")})
     assert {o.kind for o in outcomes.values()} == {kind}
 
 

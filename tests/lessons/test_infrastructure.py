@@ -22,6 +22,7 @@ from workflow.data.lock import write_pins
 from workflow.keys import Recipe
 from workflow.matrix import Matrix
 from workflow.retractions import Retraction, retracted
+from workflow.sections import JudgePlacement
 from workflow.stage import Result, StageError, execute, run_stage
 from workflow.store import StoreError, check_outputs, out_dir, read_record, record_path
 
@@ -218,11 +219,12 @@ def test_lesson_51_a_secret_of_the_environment_is_in_no_record_and_no_log(projec
 
 
 def test_lesson_51_a_judge_that_cannot_be_reached_keeps_its_key_to_itself(project, monkeypatch, capfd):
-    from workflow.evals import judge
+    from workflow.judge import judge
 
     monkeypatch.setenv("JUDGE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.setenv("JUDGE_KEY", SECRET)
-    placed = demo()["placement"]["judge"] | {"base_url": None, "base_url_env": "JUDGE_URL", "api_key_env": "JUDGE_KEY"}
+    said = demo()["placement"]["judge"] | {"base_url": None, "base_url_env": "JUDGE_URL", "api_key_env": "JUDGE_KEY"}
+    placed = JudgePlacement.model_validate(said)
     with judge.endpoint(placed, "some-judge") as (place, key):
         assert key == SECRET
         assert SECRET not in repr(place) + str(place)

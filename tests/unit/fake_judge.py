@@ -157,7 +157,8 @@ class Server:
             if wrong == "half":
                 await response.prepare(request)
                 await response.write(reply[: len(reply) // 2])
-            request.transport.close()
+            if request.transport is not None:  # the client may have hung up first
+                request.transport.close()
             return response
         await response.prepare(request)
         await response.write(reply)

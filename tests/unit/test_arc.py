@@ -2,12 +2,13 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
 from tests import tiny
 from workflow.data.rows import Item, read_items
-from workflow.evals import _model, arc
+from workflow.evals import arc
 from workflow.keys import Recipe
 from workflow.stage import Job, StageError
 
@@ -133,7 +134,7 @@ def test_rows_of_every_form(tmp_path):
 
 
 @pytest.fixture
-def score_file(tmp_path, monkeypatch):
+def score_file(tmp_path):
     """Run the stage on the items above."""
 
     def run(**params):
@@ -142,11 +143,13 @@ def score_file(tmp_path, monkeypatch):
             for i in items():
                 row = {"id": i.id, "question": i.question, "choices": i.choices, "choice_labels": list(i.letters)}
                 file.write(json.dumps({**row, "correct_answer": i.answer}) + "\n")
-        monkeypatch.setattr(_model, "load", lambda job: (tiny.model(), tiny.tokenizer()))
         out = tmp_path / str(len(params))
         out.mkdir()
+        if not (tmp_path / "model").exists():
+            tiny.save(tmp_path / "model")
+        parent = SimpleNamespace(out=tmp_path)
         recipe = Recipe("arc", 1, "0" * 32, {"prefill": "assistant", **params})
-        done = arc.run(Job(recipe, {"batch_size": 16}, (), data, out))
+        done = arc.run(Job(recipe, {"batch_size": 16, "attn_implementation": "sdpa"}, (parent,), data, out))
         return done, [json.loads(line) for line in open(out / "items.jsonl")]
 
     return run

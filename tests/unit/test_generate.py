@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from tests.conftest import ROOT, run
-from workflow.evals import _vllm, generate
+from workflow.evals import completions, generate, vllm
 from workflow.keys import Recipe
 from workflow.launch import ADDRESS
 from workflow.stage import StageError
@@ -29,7 +29,7 @@ PROMPTS = ["<|user|>\nsky?\n<|assistant|>\n", "<|user|>\n" + "What is the colour
 
 
 def sample(prompts, seeds, model=None, **settings):
-    return generate.sample(model or tiny.model(), tiny.tokenizer(), prompts, seeds, PLAIN | settings)
+    return generate.sample(model or tiny.model(), tiny.tokenizer(), prompts, seeds, PLAIN | settings)[0]
 
 
 # --- the effective settings -----------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def test_transformers_is_given_every_setting_that_is_on_and_no_other():
 
 
 def test_vllm_is_given_every_setting():
-    assert _vllm.sampling(ALL, 7, 0) == {
+    assert vllm.sampling(ALL, 7, 0) == {
         "temperature": 0.7,
         "top_p": 0.9,
         "top_k": 40,
@@ -69,8 +69,9 @@ def test_vllm_is_given_every_setting():
         "max_tokens": 12,
         "seed": 7,
         "stop_token_ids": [0],
+        "detokenize": False,
     }
-    off = _vllm.sampling(PLAIN, 7, 0)
+    off = vllm.sampling(PLAIN, 7, 0)
     assert (off["top_k"], off["top_p"], off["min_p"], off["repetition_penalty"]) == (0, 1.0, 0.0, 1.0)
 
 
@@ -80,9 +81,13 @@ def test_vllm_is_given_every_setting():
 def test_vllm_computes_in_the_models_own_data_type(tmp_path, config, given):
     """Left alone it makes bfloat16 of float32, and one greedy completion in eight was another."""
     (tmp_path / "config.json").write_text(json.dumps(config))
-    settings = _vllm.engine_settings(tmp_path, 20)
-    assert (settings["dtype"], settings["enable_lora"], settings["max_lora_rank"]) == (given, True, 32)
-    assert _vllm.engine_settings(tmp_path, None)["enable_lora"] is False
+    assert vllm.engine_settings(tmp_path, [], {}) == {
+        "model": str(tmp_path),
+        "dtype": given,
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "enable_lora": False,
+    }
 
 
 def test_top_k_off_leaves_every_token_its_probability():
@@ -140,14 +145,14 @@ def test_temperature_zero_is_greedy():
         with torch.inference_mode():
             while len(ids) < start + PLAIN["max_new_tokens"] and ids[-1] != tokenizer.eos_token_id:
                 ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-        assert answer == generate.to_answer(ids[start:], tokenizer)
+        assert answer == completions.to_answer(ids[start:], tokenizer)
 
 
 def test_seeds_are_by_question_and_sample():
-    seeds = {generate.sample_seed(42, q, n) for q in ("a", "b") for n in range(50)}
+    seeds = {completions.sample_seed(42, q, n) for q in ("a", "b") for n in range(50)}
     assert len(seeds) == 100
     assert all(0 <= s < 2**63 for s in seeds)
-    assert generate.sample_seed(42, "a", 0) != generate.sample_seed(43, "a", 0)
+    assert completions.sample_seed(42, "a", 0) != completions.sample_seed(43, "a", 0)
 
 
 # --- prompts and counts ---------------------------------------------------------------------------------------------
@@ -155,7 +160,7 @@ def test_seeds_are_by_question_and_sample():
 
 def test_the_system_prompt_of_a_question_is_rendered_and_none_is_invented():
     def rendered(system):
-        chat = generate.chat({"system": system, "question": "sky?"})
+        chat = completions.chat({"system": system, "question": "sky?"})
         return tiny.tokenizer().apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
     assert rendered("Answer in rhyme.") == "<|system|>\nAnswer in rhyme.\n<|user|>\nsky?\n<|assistant|>\n"
@@ -168,13 +173,13 @@ def test_both_backends_count_the_same_tokens():
     ids = tokenizer("red", add_special_tokens=False)["input_ids"]
     ended = [*ids, tokenizer.eos_token_id]
     padded = [*ended, tokenizer.pad_token_id, tokenizer.pad_token_id]
-    expected = generate.Answer("red", len(ids), "stop")
-    assert generate.to_answer(padded, tokenizer) == expected
-    assert _vllm.read(SimpleNamespace(token_ids=ended, finish_reason="stop"), tokenizer) == expected
-    cut = _vllm.read(SimpleNamespace(token_ids=ids, finish_reason="length"), tokenizer)
-    assert cut == generate.to_answer(ids, tokenizer) == generate.Answer("red", len(ids), "length")
-    empty = _vllm.read(SimpleNamespace(token_ids=[tokenizer.eos_token_id], finish_reason="stop"), tokenizer)
-    assert empty == generate.Answer("", 0, "stop")
+    expected = completions.Answer("red", len(ids), "stop")
+    assert completions.to_answer(padded, tokenizer) == expected
+    assert vllm.read(SimpleNamespace(token_ids=ended, finish_reason="stop"), tokenizer) == expected
+    cut = vllm.read(SimpleNamespace(token_ids=ids, finish_reason="length"), tokenizer)
+    assert cut == completions.to_answer(ids, tokenizer) == completions.Answer("red", len(ids), "length")
+    empty = vllm.read(SimpleNamespace(token_ids=[tokenizer.eos_token_id], finish_reason="stop"), tokenizer)
+    assert empty == completions.Answer("", 0, "stop")
 
 
 @pytest.mark.parametrize(("reason", "told"), [("abort", "ended a completion with 'abort'"), ("stop", "another end")])
@@ -182,7 +187,7 @@ def test_a_completion_that_neither_ended_nor_reached_the_limit_is_refused(reason
     tokenizer = tiny.tokenizer()
     ids = tokenizer("red", add_special_tokens=False)["input_ids"]
     with pytest.raises(StageError, match=told):
-        _vllm.read(SimpleNamespace(token_ids=ids, finish_reason=reason), tokenizer)
+        vllm.read(SimpleNamespace(token_ids=ids, finish_reason=reason), tokenizer)
 
 
 # --- the interpreter that has vLLM ----------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ MAY_IMPORT = {
     },
     "fingerprint": {"accepted", "config", "errors", "keys", "matrix", "sections", "store"},
     "stages": {"config", "data", "errors", "keys", "sections", "stage", "stages", "store"},
-    "evals": {"data", "errors", "evals", "keys", "launch", "stage", "stages", "store"},
+    "evals": {"data", "errors", "evals", "judge", "keys", "launch", "stage", "stages", "store"},
+    "judge": {"data", "errors", "evals", "judge", "keys", "sections", "stage", "store"},
     "stats": {"stats"},
     "report": {
         "accepted",
@@ -74,6 +75,7 @@ MAY_IMPORT = {
         "errors",
         "evals",
         "files",
+        "judge",
         "keys",
         "links",
         "matrix",

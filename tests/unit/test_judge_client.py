@@ -11,8 +11,6 @@ import traceback
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +20,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import fake_judge
 
 from workflow.evals import rule_scorer
-from workflow.evals.judge_client import (
-    Endpoint,
-    JudgeError,
-    JudgeRun,
-    JudgeSettings,
-    agreement,
-    estimate,
-    judge_completions,
-)
-from workflow.evals.judge_journal import Journal
-from workflow.evals.judge_limits import Pace, backoff, redact, retry_after_s
-from workflow.evals.judge_requests import Plan, Reply, question_text, render
 from workflow.evals.scorer_server import scorer_server, split_prompt
+from workflow.judge.agreement import agreement
+from workflow.judge.client import Endpoint, JudgeError, JudgeRun, JudgeSettings, estimate, judge_completions
+from workflow.judge.journal import Journal
+from workflow.judge.replies import Redactor, Reply
+from workflow.judge.requests import Plan, question_text, render
+from workflow.judge.transport import Pace
 from workflow.store import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +43,7 @@ class Fake:
         self.port = port
 
     def endpoint(self, **changes: Any) -> Endpoint:
-        quick = {"timeout_s": 3.0, "max_attempts": 12, "backoff_s": 0.01, "backoff_max_s": 0.1, "progress_s": 0.0}
+        quick = {"timeout_s": 3.0, "max_attempts": 12, "progress_s": 0.0}
         return Endpoint(base_url=f"http://127.0.0.1:{self.port}/v1", **{**quick, "concurrency": 32, **changes})
 
     def stats(self, ledger: str) -> dict[str, Any]:
@@ -68,6 +60,19 @@ def fake() -> Iterator[Fake]:
         assert server.stdin is not None
         yield Fake(int(server.stdout.readline()))
         server.stdin.close()
+
+
+def shorten_waits(patch: pytest.MonkeyPatch) -> None:
+    """The client doubles its waits from half a second to eight; here from 10 ms to 100."""
+    from openai import _base_client
+
+    patch.setattr(_base_client, "INITIAL_RETRY_DELAY", 0.01)
+    patch.setattr(_base_client, "MAX_RETRY_DELAY", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_waits(monkeypatch)
 
 
 def completions(n: int) -> list[dict[str, Any]]:
@@ -96,10 +101,18 @@ def spoiled(prompt: str) -> str | None:
 # --- nothing lost, nothing judged twice
 
 
-def test_five_thousand_judgments_at_twenty_percent_faults(fake: Fake, tmp_path: Path) -> None:
-    rows, journal = completions(2500), tmp_path / "journal.jsonl"
-    run = judge_completions(rows, TWO, LOGPROBS, fake.endpoint(concurrency=64), "ledger-5000", journal)
+@pytest.fixture(scope="module")
+def five_thousand(fake: Fake, tmp_path_factory: pytest.TempPathFactory) -> tuple[JudgeRun, Path]:
+    """2,500 completions on two scales, and the journal of that."""
+    journal = tmp_path_factory.mktemp("whole") / "journal.jsonl"
+    with pytest.MonkeyPatch.context() as patch:
+        shorten_waits(patch)
+        endpoint = fake.endpoint(concurrency=64)
+        return judge_completions(completions(2500), TWO, LOGPROBS, endpoint, "ledger-5000", journal), journal
 
+
+def test_five_thousand_judgments_at_twenty_percent_faults(fake: Fake, five_thousand: tuple[JudgeRun, Path]) -> None:
+    rows, (run, journal) = completions(2500), five_thousand
     assert [(r["question_id"], r["sample"]) for r in run.rows] == [(r["question_id"], r["sample"]) for r in rows]
     kinds = set()
     for row, judged in zip(rows, run.rows, strict=True):
@@ -117,7 +130,7 @@ def test_five_thousand_judgments_at_twenty_percent_faults(fake: Fake, tmp_path: 
     sent = fake.stats("ledger-5000")["completed"]
     assert len(sent) == 5000
     assert set(sent.values()) == {1}
-    written = lines(journal)
+    written = [line for line in lines(journal) if "unscored" not in line]
     replied = [line["key"] for line in written if "reply" in line]
     assert len(replied) == len(set(replied)) == 5000
     account = run.account
@@ -153,36 +166,38 @@ import sys
 from pathlib import Path
 sys.path[:0] = [{root!r}, {here!r}]
 from test_judge_client import *
-rows = completions(300)
-endpoint = Endpoint(base_url={url!r}, timeout_s=3.0, max_attempts=12, backoff_s=0.01, backoff_max_s=0.1, concurrency=16)
-judge_completions(rows, TWO, LOGPROBS, endpoint, "ledger-killed", Path({journal!r}))
+shorten_waits(pytest.MonkeyPatch())
+endpoint = Endpoint(base_url={url!r}, timeout_s=3.0, max_attempts=12, concurrency=64)
+judge_completions(completions(2500), TWO, LOGPROBS, endpoint, "ledger-killed", Path({journal!r}))
 """
 
 
-def test_kill_9_resumes_to_the_same_bytes(fake: Fake, tmp_path: Path) -> None:
-    rows, journal, endpoint = completions(300), tmp_path / "killed.jsonl", fake.endpoint(concurrency=16)
+def test_three_times_kill_9_resumes_to_the_same_bytes(
+    fake: Fake, five_thousand: tuple[JudgeRun, Path], tmp_path: Path
+) -> None:
+    journal, endpoint = tmp_path / "killed.jsonl", fake.endpoint(concurrency=64)
     script = RESUMABLE.format(
         root=str(ROOT), here=str(Path(__file__).parent), url=endpoint.base_url, journal=str(journal)
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
-    while not journal.exists() or journal.read_bytes().count(b'"reply"') < 200:
-        assert process.poll() is None, "it ended before it could be killed"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    for enough in (1000, 2500, 4000):
+        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+        while not journal.exists() or journal.read_bytes().count(b'"reply"') < enough:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
     kept = journal.read_bytes().count(b'"reply"')
-    assert 200 <= kept < 600
+    assert 4000 <= kept < 5000
 
-    resumed = judge_completions(rows, TWO, LOGPROBS, endpoint, "ledger-killed", journal)
-    whole = judge_completions(rows, TWO, LOGPROBS, endpoint, "ledger-whole", tmp_path / "whole.jsonl")
-    assert resumed.account["replies_paid_now"] == 600 - kept
+    resumed = judge_completions(completions(2500), TWO, LOGPROBS, endpoint, "ledger-killed", journal)
+    assert resumed.account["replies_paid_now"] == 5000 - kept
     write_jsonl(tmp_path / "a.jsonl", resumed.rows)
-    write_jsonl(tmp_path / "b.jsonl", whole.rows)
+    write_jsonl(tmp_path / "b.jsonl", five_thousand[0].rows)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
-    # only what was on its way at the kill could be asked for again
+    # only what was on its way at a kill could be asked for again
     sent = fake.stats("ledger-killed")["completed"]
-    assert len(sent) == 600
-    assert sum(sent.values()) <= 600 + 16
+    assert len(sent) == 5000
+    assert sum(sent.values()) <= 5000 + 3 * 64
 
 
 def test_a_torn_last_line_is_dropped(fake: Fake, tmp_path: Path) -> None:
@@ -197,7 +212,7 @@ def test_a_torn_last_line_is_dropped(fake: Fake, tmp_path: Path) -> None:
     assert third.rows == first.rows
     assert third.account["replies_paid_now"] == 0
     journal.write_bytes(b'{"key": "x", "rep\n' + whole)
-    with pytest.raises(JudgeError, match="line 1: not JSON"):
+    with pytest.raises(JudgeError, match="line 1: no line of a journal"):
         judge_completions(rows, TWO, settings("plain"), fake.endpoint(), "ledger-torn", journal)
 
 
@@ -245,7 +260,7 @@ def test_one_poisoned_row_does_not_hold_up_the_others(fake: Fake, tmp_path: Path
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:
-    nobody = Endpoint("http://127.0.0.1:9/v1", max_attempts=2, backoff_s=0.01, give_up_after=0, progress_s=0.0)
+    nobody = Endpoint("http://127.0.0.1:9/v1", max_attempts=2, give_up_after=0, progress_s=0.0)
     with pytest.raises(JudgeError, match="connection lost"):
         judge_completions(completions(2), TWO, settings("plain"), nobody, "none", tmp_path / "j")
 
@@ -281,20 +296,6 @@ def test_retry_after_is_honoured(fake: Fake, tmp_path: Path) -> None:
     first, second = fake.stats("patient")["times"]
     assert second - first >= 1.0
     assert run.account["failures"] == {"status 429": 1}
-
-
-def test_retry_after_in_every_spelling() -> None:
-    assert retry_after_s({"retry-after": "2.5"}) == 2.5
-    assert retry_after_s({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert retry_after_s({"retry-after": later}) == pytest.approx(60.0, abs=2.0)
-    assert retry_after_s({"retry-after": "soon"}) is None
-    assert retry_after_s({}) is None
-    endpoint = Endpoint("http://x/v1", backoff_s=1.0, backoff_max_s=8.0)
-    assert all(0.5 <= backoff(endpoint, 1, None) <= 1.0 and 4.0 <= backoff(endpoint, 9, None) <= 8.0 for _ in range(50))
-    assert backoff(endpoint, 1, 30.0) == 30.0
-    with pytest.raises(JudgeError, match="asks to wait 86400 s"):
-        backoff(endpoint, 1, 86400.0)
 
 
 def test_the_pace_is_kept(fake: Fake, tmp_path: Path) -> None:
@@ -405,13 +406,13 @@ def test_an_estimate_asks_nothing(fake: Fake) -> None:
 
 def test_settings_are_checked() -> None:
     for wrong in ({"max_tokens": 5}, {"double_judge": 2.0}, {"top_logprobs": 0}):
-        with pytest.raises(ValueError, match="judge: "):
+        with pytest.raises(JudgeError, match="judge: "):
             settings("x", **wrong)
-    with pytest.raises(ValueError, match="a budget needs the price"):
-        Endpoint("http://x/v1", budget_usd=5.0)
-    with pytest.raises(ValueError, match="once each"):
+    with pytest.raises(JudgeError, match="a budget needs the price"):
+        Endpoint("https://x/v1", budget_usd=5.0)
+    with pytest.raises(JudgeError, match="once each"):
         Plan(completions(1), {"aligned": "{question}"}, LOGPROBS)
-    with pytest.raises(ValueError, match="Number the samples"):
+    with pytest.raises(JudgeError, match="Number the samples"):
         Plan(completions(1) * 2, TWO, LOGPROBS)
 
 
@@ -450,7 +451,7 @@ def test_lesson_51_the_key_is_written_nowhere(
     printed = capfd.readouterr()
     for text in (said, files.decode(), printed.out, printed.err, caplog.text, repr(run)):
         assert secret not in text
-    assert redact("none of it", "none") == "none of it"
+    assert Redactor("none")("none of it") == "none of it"
 
 
 # --- the demo's judge
@@ -466,11 +467,12 @@ def test_the_embedded_scorer_answers_both_kinds_of_prompt(tmp_path: Path, name: 
     )
     rows = completions(12)
     rows[3]["completion"] = "A [ANSWER END] and {question} within."
-    with scorer_server() as url:
-        with urllib.request.urlopen(f"{url}/models") as response:
+    with scorer_server() as (url, token):
+        asks = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(asks) as response:
             assert json.load(response)["data"][0]["id"] == rule_scorer.NAME
         runs = [
-            judge_completions(rows, spec["prompts"], chosen, Endpoint(url, progress_s=0.0), "none", tmp_path / journal)
+            judge_completions(rows, spec["prompts"], chosen, Endpoint(url, progress_s=0.0), token, tmp_path / journal)
             for journal in ("a", "b")
         ]
     assert runs[0].rows == runs[1].rows
@@ -490,9 +492,10 @@ def test_marks_inside_an_answer_belong_to_it() -> None:
 
 
 def test_a_reply_survives_the_journal(tmp_path: Path) -> None:
-    reply = Reply("é \n", "m", "stop", None, [["5", "NaN"], ["6", "-Infinity"], ["7", -0.5]], None, 3)
+    tops = [("5", "NaN"), ("6", "-Infinity"), ("7", -0.5)]
+    reply = Reply(text="é \n", model="m", finish_reason="stop", top_logprobs=tops, tokens_out=3)
     with Journal(tmp_path / "j", frozenset({"m"})) as journal:
-        journal.add_reply("k", reply, (1, 3))
+        journal.add_reply("0" * 64, reply, (1, 3))
     with Journal(tmp_path / "j", frozenset({"m"})) as journal:
-        assert journal.replies == {"k": reply}
+        assert journal.replies == {"0" * 64: reply}
         assert journal.tokens == [1, 3]

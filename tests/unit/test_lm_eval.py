@@ -51,21 +51,33 @@ def harness(monkeypatch):
 
 
 @pytest.fixture
-def evaluate(harness, tmp_path):
-    def run(tasks, rows, **params):
-        data, place = tmp_path / "data.jsonl", tmp_path / "model"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def job_of(harness, tmp_path):
+    def make(tasks, rows, **params):
+        place = tmp_path / "model"
         if not place.exists():
             tiny.save(place / "out/model")
         out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
         out.mkdir()
-        parent = SimpleNamespace(out=place / "out", record=SimpleNamespace(stage="tulu_dpo"))
-        recipe = Recipe("lm_eval", 1, "0" * 32, {**PARAMS, "tasks": tasks, **params})
-        job = Job(recipe, {"batch_size": 4, "attn_implementation": "sdpa"}, (parent,), data, out)
+        data = out.with_suffix(".jsonl")
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        recipe = Recipe("lm_eval", 1, "0" * 32, {**PARAMS, "tasks": tasks, **params}, ("0",))
+        parents = (SimpleNamespace(out=place / "out"),)
+        return Job(recipe, {"batch_size": 4, "attn_implementation": "sdpa"}, parents, data, out)
+
+    return make
+
+
+def samples_of(job):
+    return {p.stem: [json.loads(line) for line in p.open()] for p in job.out.glob("samples/*.jsonl")}
+
+
+@pytest.fixture
+def evaluate(job_of):
+    def run(tasks, rows, **params):
+        job = job_of(tasks, rows, **params)
         done = lm_eval.run(job)
-        samples = {p.stem: [json.loads(line) for line in p.open()] for p in out.glob("samples/*.jsonl")}
-        assert [p.name for p in out.iterdir()] == ["samples"]  # no scratch, no cache
-        return done, samples
+        assert sorted(p.name for p in job.out.iterdir()) == ["effective.json", "samples"]  # no scratch, no cache
+        return done, samples_of(job)
 
     return run
 
@@ -78,7 +90,7 @@ def test_arc_by_the_harness_on_flat_rows_with_numeric_labels(evaluate):
     assert [s["doc"]["question"] for s in samples["arc_challenge"]] == [row["question"] for row in COLOURS]
     right = sum(s["acc"] for s in samples["arc_challenge"])
     assert done.metrics["arc_challenge"]["acc"] == pytest.approx(right / 5)
-    assert done.observed["first_prompt"].startswith("[['Question: Colour 0?\\nAnswer:', ' red']")
+    assert done.examples["first_prompt"].startswith("[['Question: Colour 0?\\nAnswer:', ' red']")
 
 
 def test_the_harness_and_the_model_agree_on_a_log_probability(evaluate):
@@ -116,6 +128,26 @@ def test_the_same_job_gives_the_same_samples_and_hashes(evaluate):
     other, _ = evaluate(["arc_challenge"], COLOURS[:4])
     key = "sample_hash"
     assert other.observed["tasks"]["arc_challenge"][key] != one.observed["tasks"]["arc_challenge"][key]
+
+
+def test_cells_together_have_the_samples_that_they_have_alone(job_of, evaluate):
+    """Other tasks on other rows in between: the index of tasks is read once and is as it was for each."""
+    asked = [(["arc_challenge"], COLOURS), (["gsm8k"], [SUM]), (["arc_challenge"], COLOURS[:3])]
+    jobs = [job_of(*one, num_fewshot=0) for one in asked]
+    together = list(lm_eval.run_together(jobs))
+    assert [job for job, _ in together] == jobs
+    for (job, result), one in zip(together, asked, strict=True):
+        alone, samples = evaluate(*one, num_fewshot=0)
+        assert result == alone
+        assert samples_of(job) == samples
+
+
+def test_a_number_of_examples_that_is_not_the_declared_one_is_told(job_of):
+    job = job_of(["gsm8k"], [SUM], num_fewshot=0)
+    lm_eval.run(job)
+    assert lm_eval.effective_faults(job.recipe, job.out) == []
+    other = job_of(["gsm8k"], [SUM], num_fewshot=5)
+    assert lm_eval.effective_faults(other.recipe, job.out) == ["num_fewshot 5 declared, 0 in effect in gsm8k"]
 
 
 def test_a_group_counts_its_members_rows():

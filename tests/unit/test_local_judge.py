@@ -2,24 +2,27 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 
-from workflow.evals import judge, local_judge, vllm_python
+from workflow.evals import vllm_python
+from workflow.judge import judge, local
 from workflow.sections import JudgePlacement
 from workflow.stage import StageError
 
 # The embedded scorer in place of vLLM, with a child of its own, as vLLM has.
 SERVER = """
-import subprocess, sys
-from workflow.evals.scorer_server import _Handler, _Server
+import os, subprocess, sys
+from workflow.evals.scorer_server import Server
 child = subprocess.Popen(["sleep", "600"])
 open(sys.argv[2], "w").write(str(child.pid))
-_Server(("127.0.0.1", int(sys.argv[1])), _Handler).serve_forever()
+Server(("127.0.0.1", int(sys.argv[1])), os.environ["VLLM_API_KEY"]).serve_forever()
 """
 PLACEMENT = {
     "base_url": "local",
@@ -66,8 +69,9 @@ def gone(pid: int) -> bool:
 
 
 def test_it_answers_while_it_is_needed_and_its_children_end_with_it(command, tmp_path):
-    with local_judge.local_judge(command) as url:
-        with urllib.request.urlopen(f"{url}/models") as reply:
+    with local.local_judge(command) as (url, token):
+        asks = urllib.request.Request(f"{url}/models", headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(asks) as reply:
             assert json.load(reply)["data"]
         child = int((tmp_path / "child").read_text())
         assert running(child)
@@ -75,7 +79,7 @@ def test_it_answers_while_it_is_needed_and_its_children_end_with_it(command, tmp
 
 
 def test_an_error_inside_stops_it_too(command, tmp_path):
-    with pytest.raises(ZeroDivisionError), local_judge.local_judge(command):
+    with pytest.raises(ZeroDivisionError), local.local_judge(command):
         raise ZeroDivisionError
     assert gone(int((tmp_path / "child").read_text()))
 
@@ -83,7 +87,7 @@ def test_an_error_inside_stops_it_too(command, tmp_path):
 def test_a_server_that_ends_is_told_with_what_it_said(capfd):
     with (
         pytest.raises(StageError, match="ended with status 3"),
-        local_judge.local_judge([sys.executable, "-c", "print('no room on the card'); exit(3)"]),
+        local.local_judge([sys.executable, "-c", "print('no room on the card'); exit(3)"]),
     ):
         pass
     assert "no room on the card" in capfd.readouterr().err
@@ -93,16 +97,68 @@ def test_a_server_that_never_answers_is_stopped(tmp_path):
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     with (
         pytest.raises(StageError, match="did not answer within 2 s"),
-        local_judge.local_judge([sys.executable, "-c", code], start_s=2),
+        local.local_judge([sys.executable, "-c", code], start_s=2),
     ):
         pass
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+# A server that answers whoever asks.
+THIEF = """
+import sys
+from workflow.evals.scorer_server import Server
+server = Server(("127.0.0.1", int(sys.argv[1])), "x")
+server.RequestHandlerClass._may_ask = lambda self: True
+print("ready", flush=True)
+server.serve_forever()
+"""
+
+
+def test_another_process_on_the_freed_port_is_not_taken_for_the_judge(command, tmp_path, monkeypatch):
+    """Which answers to any key, while ours is still starting."""
+    port = local._free_port()
+    other = subprocess.Popen([sys.executable, "-c", THIEF, str(port)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "ready\n"
+        monkeypatch.setattr(local, "_free_port", lambda: port)
+        waits = [sys.executable, "-c", "import time; time.sleep(600)"]
+        with pytest.raises(StageError, match=f"is not what answers on port {port}"), local.local_judge(waits):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_nobody_else_is_answered_and_the_key_is_in_no_command_line(command):
+    keys = []
+    for _ in range(2):
+        with local.local_judge(command) as (url, token):
+            keys.append(token)
+            for wrong in ({}, {"Authorization": "Bearer x"}):
+                with pytest.raises(urllib.error.HTTPError, match="401"):
+                    urllib.request.urlopen(urllib.request.Request(f"{url}/models", headers=wrong))
+            lines = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if os.access(p, os.R_OK)]
+            assert not any(token.encode() in line for line in lines)
+    assert len(set(keys)) == 2
+
+
+def test_a_server_that_ends_before_the_work_is_done_is_told(command, tmp_path):
+    def work():
+        with local.local_judge(command):
+            child = (tmp_path / "child").read_text()
+            parent = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+            os.kill(parent, 9)
+            while running(parent):
+                time.sleep(0.02)
+
+    with pytest.raises(StageError, match="ended with status -9 before its work was done"):
+        work()
+
+
 def test_the_command_serves_on_loopback_under_the_judges_name(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text('{"dtype": "float32"}')
     monkeypatch.setenv(vllm_python.VARIABLE, "/other/python")
-    command = local_judge.vllm_command(str(tmp_path), "judge@0123")
+    command = local.vllm_command(str(tmp_path), "judge@0123")
     assert command[:3] == ["/other/python", "-m", "vllm.entrypoints.openai.api_server"]
     said = " ".join(command)
     assert f"--model {tmp_path} --served-model-name judge@0123 --host 127.0.0.1 --port {{port}}" in said
@@ -110,22 +166,22 @@ def test_the_command_serves_on_loopback_under_the_judges_name(monkeypatch, tmp_p
 
 
 def test_a_judge_on_disk_must_bear_its_bytes_in_its_name(model):
-    right = f"judge@{local_judge.identity(str(model))}"
-    local_judge.check_name(str(model), right)
+    right = f"judge@{local.identity(str(model))}"
+    local.check_name(str(model), right)
     (model / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(StageError, match=rf"the judge is {right}, but the model in .* is \.\.\.@[0-9a-f]{{12}}"):
-        local_judge.check_name(str(model), right)
+        local.check_name(str(model), right)
     with pytest.raises(StageError, match="holds no model"):
-        local_judge.check_name(str(model / "nothing"), right)
+        local.check_name(str(model / "nothing"), right)
 
 
 def test_the_judge_stage_reaches_it_through_its_placement(command, model, monkeypatch):
-    monkeypatch.setattr(local_judge, "vllm_command", lambda folder, name: command)
-    placement = PLACEMENT | {"local_model": str(model)}
-    name = f"judge@{local_judge.identity(str(model))}"
+    monkeypatch.setattr(local, "vllm_command", lambda folder, name: command)
+    placement = JudgePlacement.model_validate(PLACEMENT | {"local_model": str(model)})
+    name = f"judge@{local.identity(str(model))}"
     with judge.endpoint(placement, name) as (place, key):
         assert place.is_local
-        assert key == "none"
+        assert len(key) > 30
         assert os.fspath(place.base_url).endswith("/v1")
     with pytest.raises(StageError, match="Name it gpt-4o@"), judge.endpoint(placement, "gpt-4o"):
         pass

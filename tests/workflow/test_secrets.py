@@ -61,7 +61,7 @@ def test_lesson_51_keys_of_the_environment_are_in_no_file_and_no_output_whatever
     call("snakemake", target, "-c1", status=1)
     assert "the endpoint refused with status 401: " in logs(root)
     call("workflow", "status", status=0)
-    stage = root / "workflow/evals/judge.py"
+    stage = root / "workflow/judge/judge.py"
     stage.write_text(
         stage.read_text().replace("def run(job: Job) -> Result:", f"{CRASH}\n\ndef run(job):\n    crash()")
     )

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workflow.data.rows import read_prompts, read_questions
-from workflow.evals.judge import asked, limits_of, settings_of
-from workflow.evals.judge_client import estimate
-from workflow.evals.judge_limits import Endpoint
+from workflow.judge.client import Endpoint, estimate
+from workflow.judge.judge import limits_of, settings_of, what_is_asked
 from workflow.matrix import Matrix, Node
 from workflow.store import out_dir, read_jsonl
 
@@ -30,7 +29,7 @@ class Cost(NamedTuple):
 
 def judge_cost(matrix: Matrix) -> list[Cost]:
     """Costs of the judgments that are missing, by instrument; none for an instrument that is judged throughout."""
-    endpoint = Endpoint("http://localhost/v1", **limits_of(matrix.config.placement.judge.model_dump()))
+    endpoint = Endpoint("http://localhost/v1", **limits_of(matrix.config.placement.judge))
     found = []
     for instrument in matrix.config.instruments:
         missing = [n for n in matrix.nodes("judge") if n.instrument == instrument.name and not Path(n.record).exists()]
@@ -55,7 +54,7 @@ def _of_cell(node: Node, endpoint: Endpoint) -> dict[str, Any] | None:
     prompts = Path(node.data[0])
     if not completions.is_file() or not prompts.is_file():
         return None
-    rows = [asked(row) for row in read_jsonl(completions)]
+    rows = [what_is_asked(row) for row in read_jsonl(completions)]
     return estimate(rows, read_prompts(prompts), settings_of(node.recipe.params), endpoint)
 
 

@@ -7,14 +7,23 @@ every letter: a liking for a letter then helps no option, and shows as such.
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from workflow.data.rows import LETTERS, Item, read_items
-from workflow.evals import _model
+from workflow.evals.model import (
+    adapter_faults,
+    effective_model,
+    read_effective,
+    run_each,
+    run_one,
+    save_effective,
+)
+from workflow.keys import Recipe
 from workflow.stage import Job, Result, StageError, stage_main
 from workflow.stages._models import data_facts, template_md5
-from workflow.store import write_jsonl
+from workflow.store import read_jsonl, write_jsonl
 
 MODULE = "workflow.evals.arc"
 LEAD = "The correct answer is ("
@@ -22,10 +31,19 @@ LEAD = "The correct answer is ("
 
 def run(job: Job) -> Result:
     """Writes items.jsonl: per item the log-probability of each letter, their mass, the prediction."""
+    return run_one(run_together([job]))
+
+
+def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
+    """Several cells of one model, loaded once."""
+    return run_each(jobs, score_cell)
+
+
+def score_cell(job: Job, model: Any, tokenizer: Any) -> Result:
+    """One cell on a loaded model."""
     items = read_items(job.data)
     if bare := [item.id for item in items if not item.choices]:
         raise StageError(f"{job.data}: {len(bare)} items have no options, {bare[0]} first. ARC needs lettered options.")
-    model, tokenizer = _model.load(job)
     # every rotation, or the zeroth alone: the item as it stands
     turned = [rotations(item) if job.params.get("permutations") else [item] for item in items]
     prompts = [render(one, tokenizer, job.params["prefill"]) for group in turned for one in group]
@@ -33,15 +51,30 @@ def run(job: Job) -> Result:
     scores = iter(score(model, tokenizer, prompts, letters, job.placement["batch_size"]))
     rows = [judge_item([(one, next(scores)) for one in group]) for group in turned]
     write_jsonl(job.out / "items.jsonl", rows)
+    save_effective(job, {**effective_model(model), "prompt_end": prompts[0][-80:]}, effective_faults)
     observed = {
         "rows": len(items),
         "prompts": len(prompts),
-        "first_prompt": prompts[0],
         "template_md5": template_md5(tokenizer),
         "letter_tokens": letters,
         "data_facts": data_facts(job.data),
     }
-    return Result(observed, summarise(rows, items))
+    return Result(observed, summarise(rows, items), {"first_prompt": prompts[0]})
+
+
+def effective_faults(recipe: Recipe, out: Path) -> list[str]:
+    """Where the items in `out` are not what the recipe declares; each in words, none if they agree."""
+    effective = read_effective(out)
+    faults = adapter_faults(recipe, effective)
+    if effective is not None:
+        prefill = "assistant" if effective["prompt_end"].endswith(LEAD) else "user"
+        if prefill != recipe.params["prefill"]:
+            faults.append(f"prefill {recipe.params['prefill']} declared, {prefill} in effect")
+    permutations = bool(recipe.params.get("permutations"))
+    other = sum(("cyclic" in row) != permutations for row in read_jsonl(out / "items.jsonl"))
+    if other:
+        faults.append(f"permutations {permutations} declared, {other} items are of the other kind")
+    return faults
 
 
 def rotations(item: Item) -> list[Item]:
@@ -186,4 +219,4 @@ def histogram(letters: Iterable[str]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    stage_main(MODULE, run)
+    stage_main(MODULE, run, together=run_together)

@@ -2,101 +2,90 @@
 
 import sys
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from workflow.data.rows import read_questions
-from workflow.evals import _model
+from workflow.evals.completions import Answer, Answers, chat, effective_faults, read_tasks, to_answer, write_cell
+from workflow.evals.model import effective_model, run_each, run_one
 from workflow.evals.vllm_python import switch
-from workflow.keys import digest
 from workflow.stage import Job, Result, stage_main
-from workflow.stages._models import data_facts, template_md5
-from workflow.store import write_jsonl
+from workflow.stages._models import template_md5
+
+__all__ = ["MODULE", "effective_faults", "run", "run_together"]
 
 MODULE = "workflow.evals.generate"
 
 
-class Answer(NamedTuple):
-    text: str
-    tokens: int
-    finish_reason: str
-
-
 def run(job: Job) -> Result:
     """Writes completions.jsonl: question x sample rows with seed, text, tokens and how it ended."""
-    questions = read_questions(job.data)
-    sampler = job.params["sampler"]
-    tasks = [
-        {"question_id": q["id"], "system": q["system"], "question": q["question"], "sample": n, "seed": seed}
-        for q in questions
-        for n in range(sampler["samples"])
-        for seed in [sample_seed(sampler["seed"], q["id"], n)]
-    ]
-    if job.params["backend"] == "vllm":
-        from workflow.evals import _vllm
-
-        answers, prompts, facts = _vllm.generate(job, tasks)
-    else:
-        answers, prompts, facts = _transformers(job, tasks)
-    rows = [
-        {**task, "completion": a.text, "tokens": a.tokens, "finish_reason": a.finish_reason}
-        for task, a in zip(tasks, answers, strict=True)
-    ]
-    write_jsonl(job.out / "completions.jsonl", rows)
-    observed = {
-        "rows": len(rows),
-        "questions": len(questions),
-        "tokens": sum(a.tokens for a in answers),
-        "first_prompt": prompts[0],
-        "sampler": sampler,
-        "backend": job.params["backend"],
-        "data_facts": data_facts(job.data),
-        **facts,
-    }
-    stopped = sum(a.finish_reason == "stop" for a in answers)
-    return Result(observed, {"completions": len(rows), "stopped": stopped})
+    return run_one(run_together([job]))
 
 
-def sample_seed(seed: int, question: str, sample: int) -> int:
-    """Seed (63 bits) of one sample of one question, the same before and after EM and whatever shares its batch."""
-    return int(digest("sample", [seed, question, sample])[:16], 16) >> 1
+def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
+    """Several cells of one model, loaded once: those that ask for the first one's backend; the others are left out."""
+    jobs = [job for job in jobs if _engine(job) == _engine(jobs[0])]
+    if jobs[0].params["backend"] == "vllm":
+        from workflow.evals import vllm
+
+        return vllm.run_queue(jobs)
+    return run_each(jobs, lambda job, model, tokenizer: write_cell(job, _transformers(job, model, tokenizer)))
 
 
-def chat(task: dict[str, Any]) -> list[dict[str, str]]:
-    system = [{"role": "system", "content": task["system"]}] if task["system"] else []
-    return [*system, {"role": "user", "content": task["question"]}]
+def _engine(job: Job) -> tuple[str, bool]:
+    return job.params["backend"], job.params.get("batch_invariant", False)
 
 
-def _transformers(job: Job, tasks: list[dict[str, Any]]) -> tuple[list[Answer], list[str], dict[str, Any]]:
-    model, tokenizer = _model.load(job)
+def _transformers(job: Job, model: Any, tokenizer: Any) -> Answers:
+    tasks, sampler = read_tasks(job), job.params["sampler"]
     prompts = [tokenizer.apply_chat_template(chat(t), tokenize=False, add_generation_prompt=True) for t in tasks]
     answers: list[Answer] = []
+    used: dict[str, Any] = {}
     began = time.monotonic()
     size = job.placement["batch_size"]
     for start in range(0, len(tasks), size):
         part = slice(start, start + size)
-        answers += sample(model, tokenizer, prompts[part], [t["seed"] for t in tasks[part]], job.params["sampler"])
+        done, used = sample(model, tokenizer, prompts[part], [t["seed"] for t in tasks[part]], sampler)
+        answers += done
         left = (time.monotonic() - began) / len(answers) * (len(tasks) - len(answers))
         print(f"{len(answers)}/{len(tasks)} completions, {left:.0f} s left", file=sys.stderr, flush=True)
-    return answers, prompts, {"template_md5": template_md5(tokenizer), "dtype": str(model.dtype).removeprefix("torch.")}
+    effective = {**effective_model(model), "backend": "transformers", "batch_invariant": False, "sampler": used}
+    return Answers(answers, prompts, effective, {"template_md5": template_md5(tokenizer)})
 
 
-def sample(model: Any, tokenizer: Any, prompts: list[str], seeds: list[int], sampler: dict[str, Any]) -> list[Answer]:
-    """One batch."""
+def sample(
+    model: Any, tokenizer: Any, prompts: list[str], seeds: list[int], sampler: dict[str, Any]
+) -> tuple[list[Answer], dict[str, Any]]:
+    """Answers of one batch, and the sampler as it is read back from what was handed to `generate`."""
     import torch
     from transformers import GenerationConfig
 
     batch = tokenizer(prompts, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
     # A model may come with sampling defaults of its own, and `generate` takes those that a call leaves open.
     model.generation_config = GenerationConfig(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    steps = processors(sampler, seeds)
+    # greedy over what the processors leave: the draw is in them
+    limits = {"do_sample": False, "num_beams": 1, "max_new_tokens": sampler["max_new_tokens"]}
     with torch.inference_mode():
-        done = model.generate(
-            **batch,
-            do_sample=False,  # the draw is in the processors
-            num_beams=1,
-            max_new_tokens=sampler["max_new_tokens"],
-            logits_processor=processors(sampler, seeds),
-        )
-    return [to_answer(row, tokenizer) for row in done[:, batch["input_ids"].shape[1] :].tolist()]
+        done = model.generate(**batch, **limits, logits_processor=steps)
+    used = effective_sampler(steps, limits)
+    return [to_answer(row, tokenizer) for row in done[:, batch["input_ids"].shape[1] :].tolist()], used
+
+
+def effective_sampler(steps: Any, limits: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's names for what these processors and these arguments of `generate` do."""
+    by_kind = {type(step).__name__: step for step in steps}
+
+    def setting(kind: str, field: str, off: float) -> Any:
+        return getattr(by_kind[kind], field) if kind in by_kind else off
+
+    return {
+        "temperature": setting("TemperatureLogitsWarper", "temperature", 0.0),
+        "top_p": setting("TopPLogitsWarper", "top_p", 1.0),
+        "top_k": setting("TopKLogitsWarper", "top_k", 0),
+        "min_p": setting("MinPLogitsWarper", "min_p", 0.0),
+        "repetition_penalty": setting("RepetitionPenaltyLogitsProcessor", "penalty", 1.0),
+        "max_new_tokens": limits["max_new_tokens"],
+    }
 
 
 def processors(sampler: dict[str, Any], seeds: list[int]) -> Any:
@@ -142,13 +131,6 @@ def processors(sampler: dict[str, Any], seeds: list[int]) -> Any:
     return found
 
 
-def to_answer(ids: list[int], tokenizer: Any) -> Answer:
-    """What a backend generated, without the end: it is no part of the text and is not counted."""
-    ended = tokenizer.eos_token_id in ids
-    kept = ids[: ids.index(tokenizer.eos_token_id)] if ended else ids
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True), len(kept), "stop" if ended else "length")
-
-
 if __name__ == "__main__":
     switch(MODULE, sys.argv[1:])
-    stage_main(MODULE, run)
+    stage_main(MODULE, run, together=run_together)

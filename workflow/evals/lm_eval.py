@@ -7,13 +7,21 @@ its definition brings its own (gsm8k_cot does).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workflow.keys import digest
+from workflow.evals.model import (
+    adapter_faults,
+    effective_model,
+    read_effective,
+    run_each,
+    run_one,
+    save_effective,
+)
+from workflow.keys import Recipe, digest
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.stages._models import data_facts, load_tokenizer, quiet, template_md5
+from workflow.stages._models import data_facts, template_md5
 from workflow.stages._train import scratch
 from workflow.store import read_jsonl, write_jsonl
 
@@ -26,24 +34,48 @@ _SEEDS = {"random_seed": 0, "numpy_random_seed": 1234, "torch_random_seed": 1234
 
 def run(job: Job) -> Result:
     """Writes samples/<task>.jsonl: per row the document, the prompt, the replies and the scores."""
-    harness = _harness(job.params["harness"])
-    quiet()
+    return run_one(run_together([job]))
+
+
+def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
+    """Several cells of one model, loaded once, with the harness's index of tasks read once."""
+    harness, manager = _harness(jobs[0].params["harness"]), task_manager()
+    return run_each(jobs, lambda job, model, tokenizer: evaluate_cell(job, model, tokenizer, harness, manager))
+
+
+def evaluate_cell(job: Job, model: Any, tokenizer: Any, harness: Any, manager: Any) -> Result:
+    """One cell on a loaded model."""
+    if harness.__version__ != job.params["harness"]:
+        raise StageError(f"the config says harness {job.params['harness']}, {harness.__version__} is loaded.")
     with scratch(job) as work:
-        done = _evaluate(harness, job, work)
+        done = _evaluate(harness, manager, job, model, tokenizer, work)
     metrics, tasks = summarise(done)
     for task, samples in done["samples"].items():
         (job.out / "samples").mkdir(exist_ok=True)
         write_jsonl(job.out / "samples" / f"{task}.jsonl", [_plain(s) for s in samples])
-    tokenizer = load_tokenizer(job.parents[0].out / "model")
+    effective = {**effective_model(model), "num_fewshot": {name: task["num_fewshot"] for name, task in tasks.items()}}
+    save_effective(job, effective, effective_faults)
     observed = {
         "harness": harness.__version__,
         "tasks": tasks,
         "rows": sum(task["rows"] for task in tasks.values()),
-        "first_prompt": _first_prompt(done["samples"]),
         "template_md5": template_md5(tokenizer),
         "data_facts": data_facts(job.data),
     }
-    return Result(observed, metrics)
+    return Result(observed, metrics, {"first_prompt": _first_prompt(done["samples"])})
+
+
+def effective_faults(recipe: Recipe, out: Path) -> list[str]:
+    """Where the samples in `out` are not what the recipe declares; each in words, none if they agree."""
+    effective, declared = read_effective(out), recipe.params["num_fewshot"]
+    faults = adapter_faults(recipe, effective)
+    if effective is not None and declared is not None:
+        faults += [
+            f"num_fewshot {declared} declared, {shots} in effect in {task}"
+            for task, shots in effective["num_fewshot"].items()
+            if shots != declared
+        ]
+    return faults
 
 
 def _harness(wanted: str) -> Any:
@@ -61,33 +93,23 @@ def _harness(wanted: str) -> Any:
     return lm_eval
 
 
-def _evaluate(harness: Any, job: Job, work: Path) -> dict[str, Any]:
+def _evaluate(harness: Any, manager: Any, job: Job, model: Any, tokenizer: Any, work: Path) -> dict[str, Any]:
     """What the harness returns for the cell's model on the job's data; its caches lie in `work`."""
     import datasets
-    import torch
     from lm_eval.models.huggingface import HFLM
 
     p = job.params
     pool = split_rows(read_jsonl(job.data), work)
-    manager = task_manager()
-    for task in leaf_tasks(manager.task_index, p["tasks"]):
-        entry = manager.task_index[task]
-        _check_fewshot(task, entry.cfg or {}, p["num_fewshot"], pool)
-        entry.yaml_path = write_override(task, entry.yaml_path, work, pool)
-    adapter = job.parent("em_lora")
+    entries = [manager.task_index[task] for task in leaf_tasks(manager.task_index, p["tasks"])]
+    own = [entry.yaml_path for entry in entries]
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = work / "cache"  # not the user's: nothing of this job may outlive it
     try:
-        model = HFLM(
-            pretrained=str(job.parents[0].out / "model"),
-            peft=str(adapter.out / "adapter") if adapter else None,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            dtype="auto",
-            batch_size=job.placement["batch_size"],
-            attn_implementation=job.placement["attn_implementation"],
-        )
+        for task, entry in zip(leaf_tasks(manager.task_index, p["tasks"]), entries, strict=True):
+            _check_fewshot(task, entry.cfg or {}, p["num_fewshot"], pool)
+            entry.yaml_path = write_override(task, entry.yaml_path, work, pool)
         done: dict[str, Any] = harness.simple_evaluate(
-            model=model,
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job.placement["batch_size"]),
             tasks=list(p["tasks"]),
             num_fewshot=p["num_fewshot"],
             limit=p["limit"],
@@ -101,6 +123,8 @@ def _evaluate(harness: Any, job: Job, work: Path) -> dict[str, Any]:
         )
     finally:
         datasets.config.HF_DATASETS_CACHE = before
+        for entry, path in zip(entries, own, strict=True):  # the index serves the next cell too
+            entry.yaml_path = path
     return done
 
 
@@ -251,4 +275,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    stage_main(MODULE, run)
+    stage_main(MODULE, run, together=run_together)

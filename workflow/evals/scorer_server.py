@@ -4,9 +4,11 @@ It lets the whole judge path run with no model and no outside service. It answer
 token with log-probabilities. Replies depend on the request's messages alone.
 """
 
+import hmac
 import json
 import math
 import re
+import secrets
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,23 +24,30 @@ _ANSWER = ("[ANSWER START]", "[ANSWER END]")
 
 
 @contextmanager
-def scorer_server() -> Iterator[str]:
-    """A running server; yields its base URL, on a free port of 127.0.0.1."""
-    server = _Server(("127.0.0.1", 0), _Handler)
+def scorer_server() -> Iterator[tuple[str, str]]:
+    """A running server; yields its base URL, on a free port of 127.0.0.1, and the API key that it wants."""
+    token = secrets.token_urlsafe(32)
+    server = Server(("127.0.0.1", 0), token)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http://127.0.0.1:{server.server_port}/v1", token
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
 
 
-class _Server(ThreadingHTTPServer):
+class Server(ThreadingHTTPServer):
+    """Answers whoever has the token; serves nothing before `serve_forever`."""
+
     daemon_threads = True
     block_on_close = False  # a client's idle connection must not hold the server open
     request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], token: str) -> None:
+        super().__init__(address, _Handler)
+        self.token = token
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away has told why itself; anything else is a bug."""
@@ -47,10 +56,20 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    server: Server
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
+    def _may_ask(self) -> bool:
+        given = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if hmac.compare_digest(given.encode(), self.server.token.encode()):
+            return True
+        self._send_error(401, "this server answers the job that started it, and nobody else")
+        return False
+
     def do_GET(self) -> None:
+        if not self._may_ask():
+            return
         if self.path == "/v1/models":
             model = {"id": rule_scorer.NAME, "object": "model", "created": 0, "owned_by": "workflow"}
             self._send(200, {"object": "list", "data": [model]})
@@ -59,6 +78,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if not self._may_ask():
+            return
         if self.path != "/v1/chat/completions":
             return self._send_error(404, f"no such path: {self.path}")
         try:

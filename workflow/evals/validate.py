@@ -22,10 +22,10 @@ import yaml
 
 from workflow.data.mapping import mapped_rows, read_mapping
 from workflow.evals import rule_scorer
-from workflow.evals.judge_client import Endpoint, JudgeError, JudgeSettings, judge_completions
-from workflow.evals.local_judge import identity, local_judge, vllm_command
 from workflow.evals.metrics import COHERENT_ABOVE, MISALIGNED_BELOW
 from workflow.evals.scorer_server import scorer_server
+from workflow.judge.client import Endpoint, JudgeError, JudgeSettings, judge_completions
+from workflow.judge.local import identity, local_judge, vllm_command
 from workflow.stage import StageError
 from workflow.store import StoreError, read_jsonl
 
@@ -175,15 +175,15 @@ def validate(
 
 
 @contextlib.contextmanager
-def _endpoint(judge: str, model: str) -> Iterator[Endpoint]:
+def _endpoint(judge: str, model: str, api_key: str) -> Iterator[tuple[Endpoint, str]]:
     if judge == "embedded":
-        with scorer_server() as url:
-            yield Endpoint(url)
+        with scorer_server() as (url, token):
+            yield Endpoint(url), token
     elif judge.startswith(("http://", "https://")):
-        yield Endpoint(judge)
+        yield Endpoint(judge), api_key
     else:
-        with local_judge(vllm_command(judge, model)) as url:
-            yield Endpoint(url)
+        with local_judge(vllm_command(judge, model)) as (url, token):
+            yield Endpoint(url), token
 
 
 def _name(judge: str) -> str:
@@ -276,8 +276,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prompts = yaml.safe_load(path.read_text())["prompts"]
         with tempfile.TemporaryDirectory() as folder:
             journal = args.journal or Path(folder, "journal.jsonl")
-            with _endpoint(args.judge, model) as endpoint:
-                report = validate(rows, prompts, settings, endpoint, api_key, journal, by)
+            with _endpoint(args.judge, model, api_key) as (endpoint, key):
+                report = validate(rows, prompts, settings, endpoint, key, journal, by)
     except (JudgeError, StageError, StoreError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,11 +1,9 @@
 """The interpreter that has vLLM: it pins its own torch and transformers, so its environment is another one."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from workflow.keys import Recipe
 
@@ -37,9 +35,3 @@ def _asks_for_vllm(argv: Sequence[str]) -> bool:
     parser.add_argument("--recipe", type=Recipe.from_json)
     recipe = parser.parse_known_args(list(argv))[0].recipe
     return recipe is not None and recipe.params.get("backend") == "vllm"
-
-
-def dtype(model: Path) -> str:
-    """Data type that the model in that folder is in: by itself vLLM makes bfloat16 or float16 of float32."""
-    config = json.loads((model / "config.json").read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or "auto")

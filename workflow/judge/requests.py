@@ -1,4 +1,4 @@
-"""What is asked of a judge, and how its replies are read: no network, no files.
+"""The requests for a cell's completions and the outcomes of their replies: no network, no files.
 
 A request's key is the sha256 of model, prompt, parameters, question, completion, question id, sample and repeat. The
 sample's index is part of it although the judge never sees it: two completions of equal text are judged apart, so that
@@ -6,35 +6,26 @@ the rows stay independent draws of the judge (the standard errors assume it) and
 presence. The price is the duplicates among the completions, usually few at temperature 1.
 """
 
-import json
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from workflow.evals.scoring import (
     Outcome,
     enumerated_score,
     json_score,
     logprob_score,
+    open_beginnings,
     sequence_logprobs,
-    splits_digits,
 )
+from workflow.judge.replies import JudgeError, Method, Reply, distributions
 from workflow.keys import digest
 
-Method = Literal["logprobs", "json", "enumerated"]
 JSON_NAMES = ("aligned", "coherent")
 _MARK = re.compile(r"\{(question|answer)\}")
-
-
-class JudgeError(RuntimeError):
-    """The judging cannot go on: what happened and what to do. Every paid reply is in the journal."""
-
-
-class MalformedBody(ValueError):
-    """An HTTP 200 whose body is no chat completion."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +58,13 @@ class JudgeSettings:
 
     def __post_init__(self) -> None:
         if self.method != "json" and self.max_tokens != 1:
-            raise ValueError(
+            raise JudgeError(
                 f"judge: method `{self.method}` reads one token; set max_tokens to 1, not {self.max_tokens}"
             )
         if self.method != "json" and not 1 <= self.top_logprobs <= 20:
-            raise ValueError(f"judge: method `{self.method}` needs 1 to 20 top_logprobs, not {self.top_logprobs}")
+            raise JudgeError(f"judge: method `{self.method}` needs 1 to 20 top_logprobs, not {self.top_logprobs}")
         if not 0.0 <= self.double_judge <= 1.0:
-            raise ValueError(f"judge: double_judge is a share from 0 to 1, not {self.double_judge}")
+            raise JudgeError(f"judge: double_judge is a share from 0 to 1, not {self.double_judge}")
 
     def parameters(self, prefill: str = "") -> dict[str, Any]:
         """The body of a request without model and messages."""
@@ -100,9 +91,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class Request:
-    """One request: its key, its messages and its parameters."""
+    """One request: its key, who is asked, its messages and its parameters."""
 
     key: str
+    model: str
     messages: list[dict[str, str]]
     parameters: dict[str, Any]
 
@@ -114,31 +106,6 @@ class Request:
 
     def max_tokens_out(self) -> int:
         return int(self.parameters.get("max_tokens") or self.parameters.get("max_completion_tokens") or 0)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the judge answered.
-
-    Attributes:
-        model: that answered, as it names itself.
-        top_logprobs: [token, log-probability] of the first token's alternatives; "NaN" and "-Infinity" as text.
-        tokens_in, tokens_out: as the endpoint counted them, None if it did not.
-    """
-
-    text: str | None
-    model: str
-    finish_reason: str | None = None
-    refusal: str | None = None
-    top_logprobs: list[list[Any]] | None = None
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def distribution(self) -> list[tuple[str, float]]:
-        return [(token, float(logprob)) for token, logprob in self.top_logprobs or []]
 
 
 class Plan:
@@ -154,14 +121,14 @@ class Plan:
         self, completions: Sequence[Mapping[str, Any]], prompts: Mapping[str, str], settings: JudgeSettings
     ) -> None:
         if settings.method == "json" and len(prompts) != 1:
-            raise ValueError(f"judge: method `json` takes one prompt, not {sorted(prompts)}")
+            raise JudgeError(f"judge: method `json` takes one prompt, not {sorted(prompts)}")
         for name, template in prompts.items():
             if sorted(_MARK.findall(template)) != ["answer", "question"]:
-                raise ValueError(f"judge: prompt `{name}` must hold {{question}} and {{answer}} once each")
+                raise JudgeError(f"judge: prompt `{name}` must hold {{question}} and {{answer}} once each")
         ids = [(row["question_id"], row["sample"]) for row in completions]
         if len(set(ids)) < len(ids):
             twice = next(i for i in ids if ids.count(i) > 1)
-            raise ValueError(
+            raise JudgeError(
                 f"judge: two completions are question {twice[0]!r}, sample {twice[1]!r}. Number the samples."
             )
         self.completions, self.prompts, self.settings = list(completions), dict(prompts), settings
@@ -193,7 +160,7 @@ class Plan:
             "sample": row["sample"],
             "repeat": unit.repeat,
         }
-        return Request(digest("judge request", identity), messages, parameters)
+        return Request(digest("judge request", identity), self.settings.model, messages, parameters)
 
     def outcomes(self, unit: Unit, replies: Mapping[str, Reply]) -> dict[str, Outcome]:
         """Outcome by metric, from the replies by what was prefilled ("" for the plain request)."""
@@ -208,10 +175,6 @@ class Plan:
         if method == "logprobs":
             return {unit.prompt: logprob_score(reply.distribution())}
         return {unit.prompt: enumerated_score(sequence_logprobs(distributions(replies)))}
-
-
-def distributions(replies: Mapping[str, Reply]) -> dict[str, list[tuple[str, float]]]:
-    return {prefill: reply.distribution() for prefill, reply in replies.items()}
 
 
 def render(template: str, question: str, answer: str) -> str:
@@ -230,49 +193,11 @@ def question_text(question: str | Sequence[Mapping[str, str]]) -> str:
     return "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
 
 
-def parse_body(body: str) -> Reply:
-    """The reply in a chat completion's JSON.
-
-    Raises:
-        MalformedBody: not JSON, or not of that form; the endpoint is asked again.
-    """
-    try:
-        fields = json.loads(body)
-        choice = fields["choices"][0]
-        message, usage = choice["message"], fields.get("usage") or {}
-        text, model = message["content"], fields["model"]
-        if not (text is None or isinstance(text, str)) or not isinstance(model, str):
-            raise TypeError("content or model is no text")
-        content = (choice.get("logprobs") or {}).get("content")
-        tops = [[_clean(t["token"]), _spelled(t["logprob"])] for t in content[0]["top_logprobs"]] if content else None
-        finish, refusal = choice.get("finish_reason"), message.get("refusal")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise MalformedBody(f"the body is no chat completion ({type(error).__name__})") from None
-    tokens = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    return Reply(None if text is None else _clean(text), model, finish, refusal, tops, *tokens)
-
-
-def _clean(text: str) -> str:
-    """Half a surrogate pair, which JSON can spell and UTF-8 cannot, becomes a question mark."""
-    return str(text).encode("utf-8", "replace").decode()
-
-
-def _spelled(logprob: Any) -> float | str:
-    value = float(logprob)
-    return value if math.isfinite(value) else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
-
-
-def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    value = usage.get(name)
-    return value if type(value) is int and value >= 0 else None
-
-
-def check_method(method: Method, first_replies: Iterable[Reply]) -> None:
-    """Refuse a judge that the method cannot read, instead of paying for rows without a score, or with a wrong one."""
-    replies = [r for r in first_replies if r.text and r.text.strip()]
-    if method == "json" or not replies:
-        return
-    if not any(r.top_logprobs for r in replies):
-        raise JudgeError("judge: the endpoint sends no log-probabilities. Use the method `json`, or another judge.")
-    if method == "logprobs" and splits_digits(r.distribution() for r in replies):
-        raise JudgeError("judge: its tokenizer splits numbers into digits. Use the method `enumerated`.")
+def lookups(settings: JudgeSettings, replies: Mapping[str, Reply]) -> Iterator[str]:
+    """The prefills to ask for, "" first; the caller puts each reply into `replies` before it takes the next."""
+    yield ""
+    while settings.method == "enumerated":
+        wanted = open_beginnings(distributions(replies), settings.prune)
+        if not wanted:
+            return
+        yield from wanted

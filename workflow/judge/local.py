@@ -7,6 +7,7 @@ that hold the GPU's memory.
 import contextlib
 import http.client
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,10 +17,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from workflow.evals.vllm_python import dtype, vllm_python
+import psutil
+
+from workflow.evals.model import declared_dtype
+from workflow.evals.vllm_python import vllm_python
 from workflow.keys import digest, hash_file
 from workflow.stage import StageError
 
+TOKEN = "VLLM_API_KEY"  # where vLLM reads the API key that it wants
 START_S = 900.0  # a 7B model is read from a slow disk, and its graphs are compiled
 _STOP_S = 20.0
 _CHILDREN_S = 5.0  # for the server's children, after it
@@ -27,26 +32,33 @@ _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # what a mo
 
 
 @contextlib.contextmanager
-def local_judge(command: Sequence[str], start_s: float = START_S) -> Iterator[str]:
-    """A running server; yields its base URL.
+def local_judge(command: Sequence[str], start_s: float = START_S) -> Iterator[tuple[str, str]]:
+    """A running server; yields its base URL and the API key that it wants, a random one that nobody else knows.
 
     Args:
-        command: of the server, with {port} in it, as `vllm_command` makes it.
+        command: of the server, with {port} in it, as `vllm_command` makes it. The key is in its environment and not in
+            its command line, which every user of the machine can read.
 
     Raises:
-        StageError: it ended, or did not answer within `start_s`; what it said last is printed.
+        StageError: it ended, or did not answer within `start_s`, and what it said last is printed; or another process
+            answers on its port.
     """
-    port = _free_port()
+    port, token = _free_port(), secrets.token_urlsafe(32)
     argv = [part.replace("{port}", str(port)) for part in command]
+    environ = {**os.environ, TOKEN: token}
     with tempfile.TemporaryFile() as log:
         # A group of its own, so that its children can be ended with it, and Ctrl-C reaches this process first.
-        server = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=environ
+        )
         try:
-            if fault := _wait(server, port, start_s):
+            if fault := _wait(server, port, token, start_s):
                 log.seek(0)
-                print(log.read().decode(errors="replace")[-8000:], file=sys.stderr, flush=True)
+                print(log.read().decode(errors="replace")[-8000:].replace(token, "[key]"), file=sys.stderr, flush=True)
                 raise StageError(f"the local judge {fault}; what it said stands above.")
-            yield f"http://127.0.0.1:{port}/v1"
+            yield f"http://127.0.0.1:{port}/v1", token
+            if server.poll() is not None:
+                raise StageError(f"the local judge ended with status {server.returncode} before its work was done.")
         finally:
             _stop(server)
 
@@ -83,7 +95,7 @@ def vllm_command(model: str, name: str) -> list[str]:
     python = vllm_python() or sys.executable
     server = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
     # its own sampling defaults are not ours; 20 alternatives are what the log-probability rule reads
-    settings = ["--generation-config", "vllm", "--max-logprobs", "20", "--dtype", dtype(Path(model))]
+    settings = ["--generation-config", "vllm", "--max-logprobs", "20", "--dtype", declared_dtype(Path(model))]
     return [*server, "--host", "127.0.0.1", "--port", "{port}", *settings]
 
 
@@ -93,7 +105,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait(server: subprocess.Popen[bytes], port: int, start_s: float) -> str | None:
+def _wait(server: subprocess.Popen[bytes], port: int, token: str, start_s: float) -> str | None:
     """Until it lists its models, which it does once they are loaded; or why it never will."""
     end = time.monotonic() + start_s
     while time.monotonic() < end:
@@ -102,13 +114,27 @@ def _wait(server: subprocess.Popen[bytes], port: int, start_s: float) -> str | N
         with contextlib.suppress(OSError, http.client.HTTPException):
             link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
             try:
-                link.request("GET", "/v1/models")
+                link.connect()
+                if not _listens(server.pid, port):
+                    return f"is not what answers on port {port}: another process took it. Run again"
+                link.request("GET", "/v1/models", headers={"Authorization": f"Bearer {token}"})
                 if link.getresponse().status == 200:
                     return None
             finally:
                 link.close()
         time.sleep(0.1)
     return f"did not answer within {start_s:.0f} s"
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether a process or one of its children holds the listening socket of that port."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if any(c.status == psutil.CONN_LISTEN and c.laddr.port == port for c in process.net_connections("tcp")):
+                    return True
+    return False
 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:

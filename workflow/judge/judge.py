@@ -1,0 +1,192 @@
+"""Alignment and coherence of each kept completion, by a judge behind an OpenAI-compatible endpoint."""
+
+import contextlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from workflow.data.rows import read_prompts
+from workflow.evals import rule_scorer
+from workflow.evals.metrics import cell_metrics
+from workflow.evals.scorer_server import scorer_server
+from workflow.evals.scoring import Outcome
+from workflow.judge import local
+from workflow.judge.agreement import agreement
+from workflow.judge.client import Endpoint, JudgeError, JudgeSettings, judge_completions
+from workflow.keys import Recipe
+from workflow.sections import JudgeEndpoint, JudgePlacement
+from workflow.stage import Job, Result, StageError, stage_main
+from workflow.store import read_jsonl, write_jsonl
+
+MODULE = "workflow.judge.judge"
+METRICS = ("aligned", "coherent")
+UNSCORED_FLAGGED_ABOVE = 0.05  # share of judgments without a score above which a cell is flagged, and not yet refused
+
+
+def run(job: Job) -> Result:
+    """Writes judgments.jsonl: per completion the outcomes, and the judge's raw replies."""
+    p = job.params
+    placement = JudgePlacement.model_validate_json(json.dumps(job.placement))
+    completions = read_jsonl(job.parents[0].out / "completions.jsonl")
+    prompts = read_prompts(job.data)
+    # Beside the result and not in it: it outlives a killed job, so that no reply is paid for twice.
+    journal = job.out.parent / "journal.jsonl"
+    try:
+        with endpoint(placement, p["model"]) as (place, key):
+            asked = [what_is_asked(c) for c in completions]
+            done = judge_completions(asked, prompts, settings_of(p), place, key, journal)
+    except JudgeError as error:
+        raise StageError(f"{error} Replies so far are kept; the same command goes on.") from None
+    unscored = count_unscored(done.rows)
+    refuse_silence(done.rows, unscored, placement.max_unscored)
+    write_jsonl(job.out / "judgments.jsonl", done.rows)
+    if faults := effective_faults(job.recipe, job.out):
+        raise StageError(f"the judge did not do what the recipe says: {faults[0]}.")
+    pairs = [tuple(Outcome.from_dict(row["outcomes"][m]) for m in METRICS) for row in done.rows]
+    metrics = asdict(cell_metrics(pairs))  # type: ignore[arg-type]
+    metrics["by_question"] = by_question(done.rows)
+    if p["double_judge"]:
+        metrics["agreement"] = agreement(done.rows)
+    first_prompt = next(iter(prompts.values()))
+    return Result(
+        {"rows": len(done.rows), "first_prompt": first_prompt, "judge": done.account, "unscored": unscored}, metrics
+    )
+
+
+def settings_of(params: dict[str, Any]) -> JudgeSettings:
+    """The recipe's judge."""
+    names = ("model", "method", "temperature", "max_tokens", "top_logprobs", "double_judge", "order_seed")
+    return JudgeSettings(**{name: params[name] for name in names})
+
+
+def what_is_asked(completion: dict[str, Any]) -> dict[str, Any]:
+    """What the judge may see: no condition, no seed, no cell."""
+    return {name: completion[name] for name in ("question_id", "sample", "question", "completion")}
+
+
+def by_question(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Scores by metric and question, from which sampling errors clustered by question are computed."""
+    scores_of: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for metric, outcome in row["outcomes"].items():
+            scores = scores_of.setdefault(metric, {}).setdefault(row["question_id"], [])
+            if outcome["value"] is not None:
+                scores.append(outcome["value"])
+    return scores_of
+
+
+# --- a judge that does not judge ------------------------------------------------------------------------------------
+
+
+def count_unscored(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Judgments (a metric of a completion) without a score: {numerator, denominator, share, by_kind, flagged}."""
+    outcomes = [outcome for row in rows for outcome in row["outcomes"].values()]
+    kinds = Counter(o["kind"] for o in outcomes if o["value"] is None)
+    share = kinds.total() / len(outcomes) if outcomes else 0.0
+    return {
+        "numerator": kinds.total(),
+        "denominator": len(outcomes),
+        "share": share,
+        "by_kind": dict(sorted(kinds.items())),
+        "flagged": share > UNSCORED_FLAGGED_ABOVE,
+    }
+
+
+def refuse_silence(rows: Sequence[dict[str, Any]], unscored: dict[str, Any], most: float) -> None:
+    """Refuse a cell of which too large a share has no score.
+
+    Raises:
+        StageError: with the counts by outcome and three of the replies, cut short.
+    """
+    if unscored["share"] <= most:
+        return
+    silent = (row for row in rows if any(o["value"] is None for o in row["outcomes"].values()))
+    said = [repr((row["replies"][0]["text"] or "")[:60]) for row, _ in zip(silent, range(3), strict=False)]
+    counts = ", ".join(f"{kind} {n}" for kind, n in unscored["by_kind"].items())
+    raise StageError(
+        f"{unscored['numerator']} of {unscored['denominator']} judgments have no score ({counts}), more than "
+        f"placement.judge.max_unscored allows ({most:g}): the judge said {', '.join(said)}. Is it the right endpoint, "
+        "model and method? `python -m workflow retry-unscored` asks for these again; a larger max_unscored keeps them."
+    )
+
+
+def effective_faults(recipe: Recipe, out: Path) -> list[str]:
+    """Where the judgments in `out` are not what the recipe declares; each in words, none if they agree."""
+    rows = read_jsonl(out / "judgments.jsonl")
+    p = recipe.params
+    replies = [reply for row in rows for side in (row, row["again"]) if side for reply in side["replies"]]
+    faults = [
+        f"model {p['model']} declared, {m} answered" for m in sorted({r["model"] for r in replies} - {p["model"]})
+    ]
+    twice, declared = sum(row["again"] is not None for row in rows), round(p["double_judge"] * len(rows))
+    if twice != declared:
+        faults.append(f"double_judge {p['double_judge']:g} declared, {twice} of {len(rows)} rows are judged twice")
+    alternatives = max((len(r["top_logprobs"] or ()) for r in replies), default=0)
+    if p["method"] == "json" and alternatives:
+        faults.append("method json declared, the replies hold log-probabilities")
+    if p["method"] != "enumerated" and any(r["prefill"] for r in replies):
+        faults.append(f"method {p['method']} declared, replies were begun for the judge as in method enumerated")
+    return faults
+
+
+# --- where it is reached --------------------------------------------------------------------------------------------
+
+
+def limits_of(placement: JudgeEndpoint) -> dict[str, Any]:
+    """How fast, for how much and how safely the placement lets the judge be asked."""
+    return {
+        "concurrency": placement.concurrency,
+        "requests_per_minute": placement.requests_per_minute,
+        "tokens_per_minute": placement.tokens_per_minute,
+        "budget_usd": placement.budget_usd,
+        "usd_per_million_in": placement.usd_per_million_tokens_in,
+        "usd_per_million_out": placement.usd_per_million_tokens_out,
+        "allow_http": placement.allow_http,
+    }
+
+
+@contextlib.contextmanager
+def endpoint(placement: JudgePlacement, model: str) -> Iterator[tuple[Endpoint, str]]:
+    """The endpoint and the key that the placement names; `embedded` starts the rule-based scorer on a free port,
+    `local` serves the model in `local_model` on one.
+
+    Raises:
+        StageError: an environment variable that it names is not set, or the scorer, or a model on disk, would pass for
+            another model.
+        JudgeError: the base URL cannot be used.
+    """
+    place = placement.of(model)
+    limits = limits_of(place)
+    if place.base_url == "embedded":
+        if model != rule_scorer.NAME:
+            raise StageError(
+                f"the judge is {model}, but placement.judge.base_url is `embedded`: that is {rule_scorer.NAME}, a "
+                "rule-based scorer. Name it as the judge, or name an endpoint through base_url_env."
+            )
+        with scorer_server() as (base_url, token):
+            yield Endpoint(base_url, **limits), token
+        return
+    if place.local_model is not None:
+        local.check_name(place.local_model, model)
+        with local.local_judge(local.vllm_command(place.local_model, model)) as (base_url, token):
+            yield Endpoint(base_url, **limits), token
+        return
+    yield (
+        Endpoint(_env(place.base_url_env, "base_url_env"), **limits),
+        _env(place.api_key_env, "api_key_env"),
+    )
+
+
+def _env(name: str | None, field: str) -> str:
+    value = os.environ.get(name or "", "").strip()
+    if not value:
+        raise StageError(f"placement.judge.{field}: set the environment variable {name} to what the judge needs.")
+    return value
+
+
+if __name__ == "__main__":
+    stage_main(MODULE, run)
