@@ -1,6 +1,6 @@
 """The one command line that all stages share: checks before, the record after.
 
-python -m workflow.stages.em_lora --recipe JSON --placement JSON --parents RECORD... --data FILE --record OUT
+python -m workflow.train.sft --recipe JSON --placement JSON --parents RECORD... --data FILE --record OUT
 """
 
 import argparse
@@ -95,7 +95,7 @@ def run_stage(module: str, run: Run, argv: list[str]) -> int:
     args = _parse(module, sys.modules[run.__module__].__doc__, argv)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        _run(module, run, args)
+        _run(module, run, args, sys.modules[run.__module__])
     except (StageError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
@@ -124,9 +124,10 @@ def _parse(module: str, about: str | None, argv: list[str]) -> argparse.Namespac
     return parser.parse_args(argv)
 
 
-def _run(module: str, run: Run, args: argparse.Namespace) -> None:
+def _run(module: str, run: Run, args: argparse.Namespace, code: Any) -> None:
     stage, _, key = args.record.parts[-4:-1]
-    if (stage, key) != (args.recipe.stage, args.recipe.key) or stage != module.rsplit(".", 1)[1]:
+    serves = getattr(code, "STAGES", (module.rsplit(".", 1)[1],))  # a module may serve several stages
+    if (stage, key) != (args.recipe.stage, args.recipe.key) or stage not in serves:
         raise StageError(f"{args.record}: the recipe is of {args.recipe.stage}/{args.recipe.key}. Plan again.")
     _check_processes(args.recipe, args.placement)
     if stage != "base":  # which fetches; all else is on disk, and a question to the hub would wait for its time-out
