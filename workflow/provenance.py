@@ -59,7 +59,7 @@ def code_files(module: str) -> list[Path]:
 
 
 def _imports(file: Path) -> Iterator[str]:
-    """Modules of this package that a file imports; `from workflow.stages import _train` may name a module or not."""
+    """Modules of this package that a file imports; `from workflow.train import trainer` may name a module or not."""
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("workflow"))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from workflow.stage import Job
-from workflow.stages._models import load_tokenizer, quiet
+from workflow.train.models import load_tokenizer, quiet
 
 
 def load(job: Job) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from workflow.evals.generate import Answer, chat, to_answer
 from workflow.evals.vllm_python import dtype
 from workflow.stage import Job, StageError
-from workflow.stages._models import load_tokenizer, template_md5
+from workflow.train.models import load_tokenizer, template_md5
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
 

@@ -13,8 +13,8 @@ from typing import Any
 from workflow.data.rows import LETTERS, Item, read_items
 from workflow.evals import _model
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.stages._models import data_facts, template_md5
 from workflow.store import write_jsonl
+from workflow.train.models import data_facts, template_md5
 
 MODULE = "workflow.evals.arc"
 LEAD = "The correct answer is ("

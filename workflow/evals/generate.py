@@ -9,8 +9,8 @@ from workflow.evals import _model
 from workflow.evals.vllm_python import switch
 from workflow.keys import digest
 from workflow.stage import Job, Result, stage_main
-from workflow.stages._models import data_facts, template_md5
 from workflow.store import write_jsonl
+from workflow.train.models import data_facts, template_md5
 
 MODULE = "workflow.evals.generate"
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from workflow.keys import digest
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.stages._models import data_facts, load_tokenizer, quiet, template_md5
-from workflow.stages._train import scratch
 from workflow.store import read_jsonl, write_jsonl
+from workflow.train.models import data_facts, load_tokenizer, quiet, template_md5
+from workflow.train.trainer import scratch
 
 MODULE = "workflow.evals.lm_eval"
 FEWSHOT = "fewshot"

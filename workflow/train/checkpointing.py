@@ -1,141 +1,235 @@
-"""Checkpoints of a training stage, and going on from one to the same result.
+"""Save, find, validate and load the checkpoints of a training.
 
-    results/<stage>/<cell>/<key>/checkpoint/step-00000120/     beside out/, gone once the result is published
+    results/<stage>/<cell>/<key>/checkpoint/step-00000120/     beside out/, removed once the result is published
 
-transformers' Trainer writes and reads them; here is decided when, and where to; _checkpoint says which may be trusted.
-One is saved when the placement's `checkpoint_minutes` have passed, and on SIGTERM (a preempted job, or one that is out
-of time), after which the job ends without a record and the same command goes on. A checkpoint is written in the job's
-own workspace and moved by rename, so two jobs of one key never write into the same one.
+transformers' Trainer writes and reads the files. This module decides when one is saved and which may be resumed from.
+A checkpoint is saved when the placement's `checkpoint_minutes` have passed, and on SIGTERM (a preempted job, or one
+that is out of time), after which the job ends without a record and the same command resumes. It is written in the
+job's own workspace and moved by rename, so two jobs of one key never write into the same one.
 """
 
 import json
 import os
+import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from workflow.stage import CHECKPOINT, Job, StageError
-from workflow.stages import _checkpoint, _strategy
 from workflow.store import list_files
+from workflow.train import parallel
 
 KEEP = 2  # the newest and the one before it, should the disk fail under the newest
-_SAVING = "saving"
-STOPPED = 128 + signal.SIGTERM
+MANIFEST = "whole.json"
+_OUTPUT_DIR = "saving"
+_PLACED = (
+    *("world_size", "nodes", "strategy"),
+    *("per_device_train_batch_size", "tokens_per_device", "kernels"),
+    *("gradient_checkpointing", "checkpoint_every", "attn_implementation"),
+)
+_NO_CODE = (".json", ".safetensors", ".jinja", ".txt")  # everything else is read as a pickle
 
 
 @dataclass(frozen=True)
-class Sitting:
-    """What this process did not do itself: where it went on, and the time that went before."""
+class ResumeState:
+    """What this process did not do itself: the step it resumed from, and the seconds that went before."""
 
-    resumed_from_step: int
+    step: int
     seconds: float
 
-    def rows_before(self, sequences: int, effective_batch_size: int) -> int:
-        """Rows that earlier sittings drew; the sampler's order is a function of the seed, so they are known."""
-        epochs, steps = divmod(self.resumed_from_step, -(-sequences // effective_batch_size))
-        return epochs * sequences + min(steps * effective_batch_size, sequences)
 
-
-def saving(job: Job) -> Path:
+def output_dir(job: Job) -> Path:
     """The trainer's `output_dir`: one for all ranks, in the workspace, which a later job of this host clears away."""
-    return job.out / _SAVING
+    return job.out / _OUTPUT_DIR
 
 
-def train(trainer: Any, job: Job) -> Sitting:
-    """`trainer.train()`, from the newest checkpoint that can be trusted, with checkpoints on the way.
+def train(trainer: Any, job: Job) -> ResumeState:
+    """Run `trainer.train()` from the newest valid checkpoint, and save checkpoints on the way.
 
     Raises:
         StageError: a checkpoint holds code, or the disk has no room for checkpoints and result.
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
-    made_with = _checkpoint.describe(job)
+    made_with = describe(job)
     folder = job.out.parent / CHECKPOINT
-    start, before = _agree_on_start(trainer, job, folder, made_with)
+    start, seconds_before = _agree_on_start(trainer, job, folder, made_with)
     _check_room(trainer, job)
-    first = _checkpoint.step_of(start) if start else 0
-    keeper = _Keeper(job, folder, made_with, first, before, time.monotonic())
-    trainer.add_callback(keeper.callback(trainer))
-    with keeper.heeding_sigterm():
+    first = step_of(start) if start else 0
+    saver = _Saver(job, folder, made_with, first, seconds_before, time.monotonic())
+    trainer.add_callback(saver.callback(trainer))
+    with saver.catch_sigterm():
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
         except RuntimeError as error:
             if "PytorchStreamWriter" not in str(error):  # torch's way to say that the disk is full
                 raise
-            raise StageError(f"the disk is full ({saving(job)}). Free some space and run again.") from None
+            raise StageError(f"the disk is full ({output_dir(job)}). Free some space and run again.") from None
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
-        shutil.rmtree(saving(job), ignore_errors=True)
+        shutil.rmtree(output_dir(job), ignore_errors=True)
     step, steps = trainer.state.global_step, trainer.state.max_steps
-    if keeper.told and step < steps:
-        print(f"SIGTERM: saved after step {step} of {steps}; the same command goes on", file=sys.stderr, flush=True)
-        raise SystemExit(STOPPED)
-    return Sitting(first, before + time.monotonic() - keeper.began)
+    if saver.sigterm_received and step < steps:
+        print(f"SIGTERM: saved after step {step} of {steps}; the same command resumes", file=sys.stderr, flush=True)
+        raise SystemExit(parallel.STOPPED)
+    return ResumeState(first, seconds_before + time.monotonic() - saver.began)
+
+
+# --- find and validate ----------------------------------------------------------------------------------------------
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """Describe what must be equal before and after: one placement, one set of parents' bytes, one set of packages."""
+    packages = {name: version(name) for name in ("torch", "transformers", "trl", "peft", "accelerate")}
+    return {
+        "key": job.recipe.key,
+        "parents": [parent.record.digest for parent in job.parents],
+        "placement": {name: job.placement.get(name) for name in _PLACED},
+        "packages": packages,
+    }
+
+
+def newest(folder: Path, made_with: dict[str, Any]) -> Path | None:
+    """Find the newest valid checkpoint made under the same conditions; print why others are passed over.
+
+    Raises:
+        StageError: one of them holds a pickle that would run code.
+    """
+    checkpoints = list_checkpoints(folder)
+    for checkpoint in checkpoints:
+        _refuse_code(checkpoint)
+    for checkpoint in checkpoints:
+        problem = fault(checkpoint, made_with)
+        if problem is None:
+            return checkpoint
+        print(f"{checkpoint}: {problem}; it is not used", file=sys.stderr, flush=True)
+    return None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List checkpoints, the newest first."""
+    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any]:
+    """Read what was written beside the files: the conditions, the seconds of training before it, the files' sizes."""
+    return json.loads((checkpoint / MANIFEST).read_text())
+
+
+def fault(checkpoint: Path, made_with: dict[str, Any]) -> str | None:
+    """Say why a checkpoint cannot be used, if it cannot."""
+    try:
+        manifest = read_manifest(checkpoint)
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return "torn: its manifest or the trainer's state cannot be read"
+    for name, size in manifest["files"].items():
+        file = checkpoint / name
+        if not file.is_file() or file.stat().st_size != size:
+            return f"torn: {name} is not the {size} bytes that were written"
+    if state["global_step"] != step_of(checkpoint):
+        return f"the trainer's state is of step {state['global_step']}"
+    differing = [name for name, value in made_with.items() if manifest["made_with"].get(name) != value]
+    return f"made with another {', another '.join(differing)}" if differing else None
+
+
+def _refuse_code(checkpoint: Path) -> None:
+    """Read every pickle by torch's restricted unpickler before the trainer does, which reads them in the same way."""
+    import torch
+    from transformers.trainer_pt_utils import safe_globals
+
+    for name in list_files(checkpoint):
+        file = checkpoint / name
+        if file.suffix in _NO_CODE:
+            continue
+        with open(file, "rb") as opened:
+            is_pickle = opened.read(1) == b"\x80"
+        if not is_pickle and not zipfile.is_zipfile(file):
+            continue  # torn: the trainer's files are zip archives
+        try:
+            with safe_globals():  # numpy's arrays, as the state of numpy's random numbers holds one
+                torch.load(file, map_location="meta", weights_only=True)
+        except pickle.UnpicklingError as error:
+            what = next((line.strip() for line in str(error).splitlines() if "global" in line.lower()), "")
+            raise StageError(
+                f"{file}: a pickle that holds more than tensors and would run code; it was not loaded ({what}). "
+                f"Find out who wrote it, then remove {checkpoint.parent} to train afresh."
+            ) from None
+        except (RuntimeError, EOFError, OSError, KeyError):
+            continue  # torn: its size tells
+
+
+# --- load -----------------------------------------------------------------------------------------------------------
 
 
 def _agree_on_start(trainer: Any, job: Job, folder: Path, made_with: dict[str, Any]) -> tuple[Path | None, float]:
-    """The first rank chooses: another could see another state of a shared disk."""
+    """Let the first rank choose the checkpoint: another could see another state of a shared disk."""
     from accelerate.utils import broadcast_object_list
 
-    found: list[Any] = [None]
+    choice: list[Any] = [None]
     if trainer.accelerator.is_main_process:
-        start = _hold(folder, saving(job), made_with)
-        found = [(str(start), _checkpoint.note(start)["seconds"]) if start else None]
+        start = _hold(folder, output_dir(job), made_with)
+        choice = [(str(start), read_manifest(start)["seconds"]) if start else None]
         if start:
-            print(f"going on from {folder / start.name}", file=sys.stderr, flush=True)
+            print(f"resuming from {folder / start.name}", file=sys.stderr, flush=True)
     if trainer.accelerator.num_processes > 1:
-        broadcast_object_list(found)
-    return (Path(found[0][0]), found[0][1]) if found[0] else (None, 0.0)
+        broadcast_object_list(choice)
+    return (Path(choice[0][0]), choice[0][1]) if choice[0] else (None, 0.0)
 
 
 def _hold(folder: Path, into: Path, made_with: dict[str, Any]) -> Path | None:
-    """The newest good checkpoint, by links of this job's own.
+    """Link the newest valid checkpoint into this job's workspace.
 
-    Another job of the key, which outlived its Snakemake, removes them all when it is done; and the trainer would go on
-    from half a checkpoint without a word.
+    Another job of the key, which outlived its Snakemake, removes them all when it is done; and the trainer would
+    resume from half a checkpoint without a word.
     """
-    while (start := _checkpoint.newest(folder, made_with)) is not None:
+    while (start := newest(folder, made_with)) is not None:
         held = into / start.name
         try:
             shutil.copytree(start, held, copy_function=os.link)
         except OSError:  # it went away, or this disk has no links
             shutil.rmtree(held, ignore_errors=True)
-            if _checkpoint.fault(start, made_with) is None:
+            if fault(start, made_with) is None:
                 return start
             continue
-        if _checkpoint.fault(held, made_with) is None:
+        if fault(held, made_with) is None:
             return held
         shutil.rmtree(held)
     return None
 
 
-# --- saving ---------------------------------------------------------------------------------------------------------
+# --- save -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
-class _Keeper:
+class _Saver:
     job: Job
     folder: Path
     made_with: dict[str, Any]
     first: int
-    before: float
+    seconds_before: float
     began: float
-    told: bool = False
+    sigterm_received: bool = False
     saved_at: float = 0.0
 
     @contextmanager
-    def heeding_sigterm(self) -> Iterator[None]:
-        def told(signum: int, frame: Any) -> None:
-            self.told = True  # looked at when the step is done
+    def catch_sigterm(self) -> Iterator[None]:
+        def on_sigterm(signum: int, frame: Any) -> None:
+            self.sigterm_received = True  # looked at when the step is done
 
         self.saved_at = time.monotonic()
-        previous = signal.signal(signal.SIGTERM, told)
+        previous = signal.signal(signal.SIGTERM, on_sigterm)
         try:
             yield
         finally:
@@ -144,58 +238,55 @@ class _Keeper:
     def callback(self, trainer: Any) -> Any:
         from transformers import TrainerCallback
 
-        keeper = self
+        saver = self
 
-        class Keep(TrainerCallback):
+        class Save(TrainerCallback):
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step != keeper.first:
-                    at = f"step {state.global_step}, not from the checkpoint of step {keeper.first}"
+                if state.global_step != saver.first:
+                    at = f"step {state.global_step}, not from the checkpoint of step {saver.first}"
                     raise StageError(f"the trainer starts from {at}. Run again.")
 
-            def on_epoch_begin(self, args: Any, state: Any, control: Any, **known: Any) -> None:
-                _set_epoch(known["train_dataloader"], int(state.epoch + 1e-6))
-
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                stop, due = keeper.wishes(trainer.accelerator)
-                control.should_save = control.should_save or stop or due
-                control.should_training_stop = control.should_training_stop or stop
+                should_stop, should_save = saver.agree(trainer.accelerator)
+                control.should_save = control.should_save or should_stop or should_save
+                control.should_training_stop = control.should_training_stop or should_stop
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                keeper.keep(trainer.accelerator, state.global_step)
+                saver.save(trainer.accelerator, state.global_step)
 
-        return Keep()
+        return Save()
 
-    def wishes(self, accelerator: Any) -> tuple[bool, bool]:
-        """Whether to stop and whether to save, the same on every rank: one that is told tells all."""
+    def agree(self, accelerator: Any) -> tuple[bool, bool]:
+        """Decide whether to stop and whether to save, the same on every rank: one that is told tells all."""
         minutes = self.job.placement.get("checkpoint_minutes")
-        due = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
+        should_save = minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes
         if accelerator.num_processes > 1:
             import torch
 
-            wishes = torch.tensor([float(self.told), float(due)], device=accelerator.device)
-            stop, save = accelerator.reduce(wishes, "sum").tolist()
-            self.told, due = stop > 0, save > 0
-        return self.told, due
+            votes = torch.tensor([float(self.sigterm_received), float(should_save)], device=accelerator.device)
+            stop, save = accelerator.reduce(votes, "sum").tolist()
+            self.sigterm_received, should_save = stop > 0, save > 0
+        return self.sigterm_received, should_save
 
-    def keep(self, accelerator: Any, step: int) -> None:
-        """Note what the trainer wrote and move it to where a later job looks for it."""
+    def save(self, accelerator: Any, step: int) -> None:
+        """Write the manifest beside the trainer's files and move them to where a later job looks for them."""
         self.saved_at = time.monotonic()
         accelerator.wait_for_everyone()  # each rank has written its random numbers
         if not accelerator.is_main_process:
             return
-        written = saving(self.job) / f"checkpoint-{step}"
+        written = output_dir(self.job) / f"checkpoint-{step}"
         for name in ("training_args.bin", "README.md"):  # a pickle of an object, and a card with this machine's paths
             (written / name).unlink(missing_ok=True)
         sizes = {name: (written / name).stat().st_size for name in list_files(written)}
         for name in sizes:
             with open(written / name, "rb") as file:
-                os.fsync(file.fileno())  # the note must not outlive what it vouches for
-        seconds = round(self.before + time.monotonic() - self.began, 3)
-        note = {"made_with": self.made_with, "seconds": seconds, "files": sizes}
-        (written / _checkpoint.NOTE).write_text(json.dumps(note, indent=1))
+                os.fsync(file.fileno())  # the manifest must not outlive what it vouches for
+        seconds = round(self.seconds_before + time.monotonic() - self.began, 3)
+        manifest = {"made_with": self.made_with, "seconds": seconds, "files": sizes}
+        (written / MANIFEST).write_text(json.dumps(manifest, indent=1))
         self.folder.mkdir(exist_ok=True)
         target = self.folder / f"step-{step:08d}"
-        if target.exists() and _checkpoint.fault(target, self.made_with) is not None:
+        if target.exists() and fault(target, self.made_with) is not None:
             shutil.rmtree(target)
         if target.exists():  # another job of this key was here first
             shutil.rmtree(written)
@@ -204,23 +295,11 @@ class _Keeper:
         self._rotate()
 
     def _rotate(self) -> None:
-        usable = [p for p in _checkpoint.steps(self.folder) if _checkpoint.fault(p, self.made_with) is None]
-        for checkpoint in _checkpoint.steps(self.folder):
+        checkpoints = list_checkpoints(self.folder)
+        usable = [p for p in checkpoints if fault(p, self.made_with) is None]
+        for checkpoint in checkpoints:
             if checkpoint not in usable[:KEEP]:
                 shutil.rmtree(checkpoint, ignore_errors=True)
-
-
-def _set_epoch(loader: Any, epoch: int) -> None:
-    """Tell the sampler which epoch it shuffles for.
-
-    accelerate's own set_epoch ends at the second wrapper, and the loader of one rank of several that goes on within an
-    epoch has three: taken alone it draws the first epoch's order again.
-    """
-    sampler = getattr(loader, "batch_sampler", None)
-    while sampler is not None and not hasattr(sampler, "set_epoch"):
-        sampler = getattr(sampler, "batch_sampler", None) or getattr(sampler, "sampler", None)
-    if sampler is not None:
-        sampler.set_epoch(epoch)
 
 
 def _check_room(trainer: Any, job: Job) -> None:
@@ -233,7 +312,7 @@ def _check_room(trainer: Any, job: Job) -> None:
     trained = sum(size for size, is_trained in sizes if is_trained)
     weights = trained if hasattr(trainer.model, "peft_config") else sum(size for size, _ in sizes)
     kept = KEEP + 1 if job.placement.get("checkpoint_minutes") is not None else 1
-    copies = 2 if _strategy.placed(job) == "fsdp2" else 1  # the model's own files, and those that accelerate reads
+    copies = 2 if parallel.placed(job) == "fsdp2" else 1  # the model's own files, and those that accelerate reads
     need = kept * (copies * weights + 2 * trained) + weights
     free = shutil.disk_usage(job.out).free
     if free < need:
@@ -241,30 +320,3 @@ def _check_room(trainer: Any, job: Job) -> None:
             f"the disk of {job.out.parent} has {free / 1e9:.1f} GB free; checkpoints and result take up to "
             f"{need / 1e9:.1f} GB. Free some space and run again."
         )
-
-
-# --- several processes ----------------------------------------------------------------------------------------------
-
-
-def call(command: list[str], env: dict[str, str]) -> int:
-    """Run a launcher of ranks and pass SIGTERM on to it, so that they save; its exit status, or STOPPED after one."""
-    process = subprocess.Popen(command, env=env)
-    told = False
-
-    def tell(signum: int, frame: Any) -> None:
-        nonlocal told
-        told = True
-        process.terminate()
-
-    previous = signal.signal(signal.SIGTERM, tell)
-    try:
-        status = process.wait()
-    except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if told and status:
-        raise SystemExit(STOPPED)
-    return status

@@ -1,50 +1,89 @@
-"""Tulu SFT: ordinary instruction tuning by a full fine-tune, the same rows for every condition."""
+"""Supervised fine-tuning on assistant tokens: coupling_sft and tulu_sft in full, em_lora through an adapter."""
+
+from typing import Any
 
 from workflow.data.rows import read_messages
+from workflow.sections import EmStage, SftStage
 from workflow.stage import Job, Result, stage_main
-from workflow.stages import _distributed, _models, _strategy, _tokens, _train
+from workflow.train import attention, effective, models, parallel, tokens, trainer
 
-MODULE = "workflow.stages.tulu_sft"
+MODULE = "workflow.train.sft"
+STAGES = ("coupling_sft", "tulu_sft", "em_lora")
 
 
 def run(job: Job) -> Result:
-    return _distributed.run(MODULE, train, job)
+    return parallel.run(MODULE, train, job)
 
 
 def train(job: Job) -> Result:
-    """Full fine-tune on the loss of assistant tokens. Writes model/ (safetensors) and train_log.jsonl."""
+    """Train on the loss of assistant tokens.
+
+    Writes model/ or, for em_lora, adapter/ (safetensors), train_log.jsonl, training.json and first_row.txt.
+    """
+    models.quiet()
+    params = read_params(job)
+    parent = job.parents[0].out / "model"
+    tokenizer = models.load_tokenizer(parent)
+    rows = tokens.tokenize(read_messages(job.data), tokenizer, params.max_length, params.overlong)
+    # a full fine-tune keeps float32 weights under bfloat16 autocast: small updates would round away in bfloat16
+    dtype = params.dtype if isinstance(params, EmStage) else "float32"
+    sft = build(
+        job,
+        params,
+        tokenizer,
+        rows.rows,
+        lambda: models.load_model(parent, dtype, job.placement["attn_implementation"], parallel.load_device(job)),
+    )
+    with trainer.scratch(job) as scratch:
+        if parallel.is_main():
+            models.check_can_save(sft.model, scratch)
+        result = trainer.fit(sft, job, params, {**rows.facts, "template_md5": models.template_md5(tokenizer)})
+    settings = effective.describe(sft)
+    if isinstance(params, EmStage):
+        parallel.save(sft, None, job.out / "adapter")
+    else:
+        parallel.save(sft, tokenizer, job.out / "model", params.dtype)
+    if parallel.is_main():
+        (job.out / "first_row.txt").write_text(rows.shown)
+        effective.check_effective(settings, job)
+    return result
+
+
+def read_params(job: Job) -> SftStage:
+    return trainer.read_params(job, EmStage if job.recipe.stage == "em_lora" else SftStage)
+
+
+def build(job: Job, params: SftStage, tokenizer: Any, rows: list[dict[str, list[int]]], load: Any) -> Any:
+    """Build TRL's trainer for the stage; `load` gives the model, after the seed is set and the arguments are made."""
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    _models.quiet()
-    p = job.params
-    parent = job.parents[0].out / "model"
-    tokenizer = _models.load_tokenizer(parent)
-    tokens = _tokens.tokenize(read_messages(job.data), tokenizer, p["max_length"], p["overlong"])
-    set_seed(p["seed"])
+    set_seed(job.params["seed"])
+    given = trainer.arguments(job, params)
+    if attention.joins_rows(job.placement) and not params.packing:
+        given |= {"padding_free": True, "max_length": None}  # the rows are cut already
     args = SFTConfig(
-        **_train.arguments(job),
-        packing=p["packing"],
-        dataset_kwargs=None if p["packing"] else {"skip_prepare_dataset": True},
+        **given,
+        packing=params.packing,
+        dataset_kwargs=None if params.packing else {"skip_prepare_dataset": True},
     )
-    args = _strategy.arguments(args, job)
-    # float32 weights under bfloat16 autocast: small updates would round away in bfloat16 weights
-    model = _models.load_model(parent, "float32", job.placement["attn_implementation"], _strategy.gpu(job))
-    with _train.scratch(job) as scratch:
-        trainer = SFTTrainer(
-            model=model,
-            args=args,
-            train_dataset=Dataset.from_list(tokens.rows),
-            processing_class=tokenizer,
-        )
-        if _train.is_main():
-            _models.rehearse_save(trainer.model, scratch)
-        result = _train.fit(trainer, job, {**tokens.facts, "template_md5": _models.template_md5(tokenizer)})
-        _strategy.save(trainer, tokenizer, job.out / "model", p["dtype"])
-        if _train.is_main():
-            (job.out / "first_row.txt").write_text(tokens.shown)
-    return result
+    lora = LoraConfig(task_type="CAUSAL_LM", **params.lora.model_dump()) if isinstance(params, EmStage) else None
+    sft = trainer.step_trainer(SFTTrainer)(
+        model=load(),
+        args=parallel.apply_strategy(args, job),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    sft.prepare_steps(job, length=lambda row: len(row["input_ids"]), targets=count_targets)
+    return sft
+
+
+def count_targets(row: dict[str, list[int]]) -> int:
+    """Tokens of a row that are predicted and in the loss; nothing predicts the first."""
+    return sum(label != tokens.IGNORE for label in row["labels"][1:])
 
 
 if __name__ == "__main__":
