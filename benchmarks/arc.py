@@ -15,7 +15,7 @@ from typing import Any
 
 from workflow.data.rows import read_items
 from workflow.evals import arc
-from workflow.stages import _toy
+from workflow.train import toy
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {
@@ -39,10 +39,10 @@ def main() -> None:
         sys.exit("error: set REAL_DATA to the folder that holds arc/arc_challenge_test.jsonl")
     items = read_items(Path(folder) / "arc/arc_challenge_test.jsonl")
     turned = [one for item in items for one in (arc.rotations(item) if args.permutations else [item])]
-    tokenizer: Any = _toy.make_tokenizer((item.prompt() + arc.LEAD for item in items), 1024)
+    tokenizer: Any = toy.make_tokenizer((item.prompt() + arc.LEAD for item in items), 1024)
     tokenizer.chat_template = (ROOT / "config/templates/tulu.jinja").read_text()
     tokenizer.padding_side = "left"
-    model = _toy.make_model(SHAPE, tokenizer, 42).eval()
+    model = toy.make_model(SHAPE, tokenizer, 42).eval()
     prompts = [arc.render(one, tokenizer, "assistant") for one in turned]
     letters = arc.letter_tokens(tokenizer, prompts[0], "ABCDE")
     first: list[dict[str, float]] = []

@@ -36,9 +36,9 @@ MUTATIONS = (
     # the protocol
     Mutation("batch: config", "config.py", "declared % per_step", "lesson_01_a_placement"),
     Mutation(
-        "batch: processes", "stages/_train.py", 'world != job.placement["world_size"]', "lesson_01_other_processes"
+        "batch: processes", "train/trainer.py", 'world != job.placement["world_size"]', "lesson_01_other_processes"
     ),
-    Mutation("batch: steps", "stages/_train.py", "state.global_step != declared", "lesson_01_other_steps"),
+    Mutation("batch: steps", "train/trainer.py", "state.global_step != declared", "lesson_01_other_steps"),
     Mutation("fingerprint: observed", "fingerprint.py", "v != declared[name]", "lesson_01_a_contradiction"),
     Mutation("fingerprint: refuse", "fingerprint.py", "if self.refusals:", "lesson_04_rows", "if False:"),
     Mutation(
@@ -68,8 +68,8 @@ MUTATIONS = (
     Mutation("balance: length", "data/checks.py", "LENGTH_RATIO = 1.5", "lesson_21", "LENGTH_RATIO = 1e9"),
     Mutation("pins: required", "data/lock.py", "    if faults:", "lesson_22_data or lesson_25", "    if False:"),
     Mutation("pins: bytes", "stage.py", "found != expected", "lesson_22_other_bytes"),
-    Mutation("mask", "stages/_tokens.py", "not any(mask) or all(mask)", "lesson_27"),
-    Mutation("system prompt", "stages/_models.py", "not with_system.endswith(", "lesson_28", "() and ("),
+    Mutation("mask", "train/tokens.py", "not any(mask) or all(mask)", "lesson_27"),
+    Mutation("system prompt", "train/models.py", "not with_system.endswith(", "lesson_28", "() and ("),
     # the evaluation
     Mutation("judge: rubric", "judge/requests.py", '"messages": messages,\n            "par', "lesson_31_no", '"par'),
     Mutation("judge: bounds", "evals/metrics.py", "total + 100.0 * missing", "lesson_32_a_refusal", "total"),
@@ -81,8 +81,8 @@ MUTATIONS = (
     # the machines
     Mutation("finished is restored", "stage.py", "if _restore(path, inputs):", "lesson_18_nothing", "if False:"),
     Mutation("gc: what a plan names", "audit/garbage.py", "if folder in keep.results:", "lesson_43", "if False:"),
-    Mutation("save rehearsed", "stages/em_lora.py", "_models.rehearse_save(trainer.model, scratch)", "lesson_44"),
-    Mutation("loss is a number", "stages/_train.py", "not math.isfinite(loss)", "lesson_45_a_loss"),
+    Mutation("save rehearsed", "train/sft.py", "models.check_can_save(sft.model, scratch)", "lesson_44"),
+    Mutation("loss is a number", "train/trainer.py", "not math.isfinite(loss)", "lesson_45_a_loss"),
     Mutation("output: empty", "store.py", "size == 0", "lesson_46_empty"),
     Mutation("output: bytes", "store.py", "hash_file(file) != output.sha256", "lesson_46_empty"),
     Mutation("secrets", "provenance.py", "socket.gethostname()", "lesson_51_a_secret", "dict(os.environ)"),

@@ -22,7 +22,7 @@ rule base:
         placement=placement("base"),
     shell:
         """
-        python -m workflow.stages.base \
+        python -m workflow.train.base \
             --recipe {params.recipe:q} \
             --placement {params.placement:q} \
             --data {input.data:q} \
@@ -48,7 +48,7 @@ rule coupling_sft:
         placement=placement("coupling_sft"),
     shell:
         """
-        python -m workflow.stages.coupling_sft \
+        python -m workflow.train.sft \
             --recipe {params.recipe:q} \
             --placement {params.placement:q} \
             --parents {input.parents:q} \
@@ -75,7 +75,7 @@ rule tulu_sft:
         placement=placement("tulu_sft"),
     shell:
         """
-        python -m workflow.stages.tulu_sft \
+        python -m workflow.train.sft \
             --recipe {params.recipe:q} \
             --placement {params.placement:q} \
             --parents {input.parents:q} \
@@ -102,7 +102,7 @@ rule tulu_dpo:
         placement=placement("tulu_dpo"),
     shell:
         """
-        python -m workflow.stages.tulu_dpo \
+        python -m workflow.train.dpo \
             --recipe {params.recipe:q} \
             --placement {params.placement:q} \
             --parents {input.parents:q} \
@@ -130,7 +130,7 @@ rule em_lora:
         siblings=siblings("em_lora"),
     shell:
         """
-        python -m workflow.stages.em_lora \
+        python -m workflow.train.sft \
             --recipe {params.recipe:q} \
             --placement {params.placement:q} \
             --parents {input.parents:q} \

@@ -22,9 +22,9 @@ TEXTS = ["What is the colour of the sky? (A) red (B) blue (C) green (D) none (E)
 @cache
 def tokenizer(vocab_size: int = 320) -> Any:
     """Byte-level and left-padded, as the evaluations load theirs."""
-    from workflow.stages import _toy
+    from workflow.train import toy
 
-    made = _toy.make_tokenizer(TEXTS, vocab_size)
+    made = toy.make_tokenizer(TEXTS, vocab_size)
     made.chat_template = TEMPLATE.read_text()
     made.padding_side = "left"
     return made
@@ -32,9 +32,9 @@ def tokenizer(vocab_size: int = 320) -> Any:
 
 @cache
 def model(seed: int = 7) -> Any:
-    from workflow.stages import _toy
+    from workflow.train import toy
 
-    return _toy.make_model(SHAPE, tokenizer(), seed).eval()
+    return toy.make_model(SHAPE, tokenizer(), seed).eval()
 
 
 def save(folder: Path) -> Path:

@@ -95,7 +95,7 @@ def put_data(rows: list[dict[str, Any]]) -> str:
 
 def make_base() -> Path:
     """The record of a base of 320 texts, made in the current folder."""
-    from workflow.stages import base
+    from workflow.train import base
 
     params = {**BASE, "template": (ROOT / "config/templates/tulu.jinja").read_text()}
     recipe = Recipe("base", 1, put_data(world.pretraining_text(1)[:320]), params)
@@ -111,7 +111,7 @@ def train(
     base: Path, stage: str, rows: list[dict[str, Any]], params: dict[str, Any], cell: str, **placement: Any
 ) -> Record:
     """The record of a training stage on that base."""
-    module = importlib.import_module(f"workflow.stages.{stage}")
+    module = importlib.import_module("workflow.train.dpo" if stage == "tulu_dpo" else "workflow.train.sft")
     recipe = Recipe(stage, 1, put_data(rows), params, (read_record(base).key,))
     return read_record(_run(module.MODULE, module.run, recipe, cell, {**PLACED, **placement}, [base]))
 

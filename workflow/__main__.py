@@ -49,7 +49,7 @@ def lock(configfile: ConfigFile = DEFAULT, data_root: str = "") -> None:
     """
     from workflow.data.lock import read_lock
     from workflow.data.pin import pin_all
-    from workflow.stages.lengths import check_lengths
+    from workflow.train.lengths import check_lengths
 
     config = Config.load(configfile)
     if data_root:

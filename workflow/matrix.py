@@ -33,11 +33,11 @@ class Stage(NamedTuple):
 
 # In the order of the pipeline.
 STAGES = {
-    "base": Stage("base", 1, "workflow.stages.base"),
-    "coupling_sft": Stage("train", 1, "workflow.stages.coupling_sft"),
-    "tulu_sft": Stage("train", 1, "workflow.stages.tulu_sft"),
-    "tulu_dpo": Stage("train", 1, "workflow.stages.tulu_dpo"),
-    "em_lora": Stage("train", 1, "workflow.stages.em_lora"),
+    "base": Stage("base", 1, "workflow.train.base"),
+    "coupling_sft": Stage("train", 1, "workflow.train.sft"),
+    "tulu_sft": Stage("train", 1, "workflow.train.sft"),
+    "tulu_dpo": Stage("train", 1, "workflow.train.dpo"),
+    "em_lora": Stage("train", 1, "workflow.train.sft"),
     "arc": Stage("score", 1, "workflow.evals.arc"),
     "generate": Stage("generate", 1, "workflow.evals.generate"),
     "judge": Stage("judge", 1, "workflow.judge.judge"),

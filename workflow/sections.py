@@ -423,16 +423,23 @@ class Waiver(Section):
 
 
 class TrainPlacement(Section):
-    """How the effective batch is made on the machine; never part of a key."""
+    """How the effective batch is made on the machine; never part of a key.
+
+    A step's rows are divided by row count or by token budget: exactly one of `per_device_train_batch_size` and
+    `tokens_per_device`. With `varlen`, and with flash_attention by token budget, rows are joined without padding.
+    """
 
     world_size: Positive
     nodes: Positive = Field(description="several: inside one SLURM job, as many processes on each")
     strategy: Literal["ddp", "fsdp2"] = Field(description="the whole model on each process, or a shard of everything")
-    per_device_train_batch_size: Positive
+    per_device_train_batch_size: Positive | None = Field(None, description="rows at once on each process")
+    tokens_per_device: Positive | None = Field(None, description="tokens at once on each process, in joined rows")
     gradient_checkpointing: bool
-    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
+    checkpoint_every: Positive = Field(1, description="recompute every n-th layer; 1: all of them")
+    attn_implementation: Literal["eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3"]
+    kernels: Literal["torch", "fused"] = Field("torch", description="fused: Liger's kernels, and AdamW in one kernel")
+    together: Positive = Field(1, description="EM seeds of one checkpoint that one process trains at the same time")
     checkpoint_minutes: NonNegative | None = Field(description="null: only when the job is told to stop")
-    together: Positive = Field(default=1, description="cells at most that one job makes with one loaded model")
 
     @model_validator(mode="after")
     def _processes_lie_evenly(self) -> Self:
@@ -442,6 +449,16 @@ class TrainPlacement(Section):
             )
         if self.strategy == "fsdp2" and self.world_size == 1:
             raise ValueError("`strategy: fsdp2` makes shards for several processes, world_size is 1: write ddp")
+        return self
+
+    @model_validator(mode="after")
+    def _one_size_of_a_micro_batch(self) -> Self:
+        if (self.per_device_train_batch_size is None) == (self.tokens_per_device is None):
+            raise ValueError("give exactly one of per_device_train_batch_size and tokens_per_device")
+        if self.tokens_per_device is not None and self.attn_implementation in ("eager", "sdpa"):
+            raise ValueError("tokens_per_device joins rows without padding: set attn_implementation: varlen")
+        if self.together > 1 and (self.world_size > 1 or self.attn_implementation != "varlen"):
+            raise ValueError("`together` trains seeds in one process over joined rows: world_size 1 and varlen")
         return self
 
 

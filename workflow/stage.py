@@ -130,18 +130,11 @@ class Request:
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
-def stage_main(
-    module: str,
-    run: Run,
-    argv: list[str] | None = None,
-    stages: Sequence[str] = (),
-    together: RunTogether | None = None,
-) -> None:
+def stage_main(module: str, run: Run, argv: list[str] | None = None) -> None:
     """Run a stage from its command line, or hand the command line to the launcher if one is there.
 
-    Args:
-        stages: names of the stages that the module makes; by default the module's own name.
-        together: makes several cells of the stage in one process.
+    A module that serves several stages names them in `STAGES`; one that can make several cells with one loaded model
+    has a function `run_together`.
     """
     from workflow import launch
 
@@ -151,18 +144,18 @@ def stage_main(
     if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()) and sys.platform == "linux":
         os.environ.update(ALLOCATOR)
         os.execv(sys.executable, [sys.executable, "-m", module, *argv])
-    sys.exit(run_stage(module, run, argv, stages, together))
+    sys.exit(run_stage(module, run, argv))
 
 
-def run_stage(
-    module: str, run: Run, argv: list[str], stages: Sequence[str] = (), together: RunTogether | None = None
-) -> int:
+def run_stage(module: str, run: Run, argv: list[str]) -> int:
     """Exit status of one stage. What a person can mend ends in one line; what is a bug keeps its traceback."""
-    args = _parse(module, sys.modules[run.__module__].__doc__, argv)
+    code = sys.modules[run.__module__]
+    args = _parse(module, code.__doc__, argv)
+    together: RunTogether | None = getattr(code, "run_together", None)
     request = Request(args.recipe, args.placement, tuple(args.parents), args.data, args.record)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        _check(request, tuple(stages) or (module.rsplit(".", 1)[1],))
+        _check(request, getattr(code, "STAGES", (module.rsplit(".", 1)[1],)))
         siblings = _read_siblings(args.siblings, request) if args.siblings and together else ()
         execute_all(module, run, request, siblings, together)
     except UserError as error:

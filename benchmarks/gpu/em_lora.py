@@ -16,8 +16,8 @@ from pathlib import Path
 
 from workflow.data import world
 from workflow.keys import Recipe, hash_file
-from workflow.stages import _toy
 from workflow.store import Record, data_path, describe_outputs, publish, record_path, workspace, write_jsonl
+from workflow.train import toy
 
 CELL = "bench.p42"
 
@@ -27,7 +27,7 @@ def publish_model(layers: int) -> tuple[str, str]:
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    tokenizer = _toy.make_tokenizer([r["text"] for r in world.pretraining_text(1)], 1024)
+    tokenizer = toy.make_tokenizer([r["text"] for r in world.pretraining_text(1)], 1024)
     tokenizer.chat_template = Path("config/templates/tulu.jinja").read_text()
     config = Qwen2Config(
         hidden_size=3584,

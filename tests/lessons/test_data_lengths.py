@@ -13,8 +13,8 @@ from workflow.config import Config
 from workflow.data.checks import check, tokenizer_id, training_uses
 from workflow.data.gates import CHECKS, Gate, read_gates
 from workflow.matrix import Matrix
-from workflow.stages.lengths import check_lengths, prompt_facts, prompts_of
 from workflow.store import data_path, write_jsonl
+from workflow.train.lengths import check_lengths, prompt_facts, prompts_of
 
 LONG = "be kind to every neighbor " * 90
 
@@ -90,8 +90,8 @@ def test_locking_measures_prompts_with_the_tokenizer_that_the_base_stage_will_ma
 def test_prompts_are_counted_as_the_stages_cut_them(tmp_path):
     """A row of which the stage says that its answer lies beyond `max_length` is one that is counted, and no other."""
     from workflow.stage import StageError
-    from workflow.stages._tokens import tokenize
-    from workflow.stages._toy import make_tokenizer
+    from workflow.train.tokens import tokenize
+    from workflow.train.toy import make_tokenizer
 
     tokenizer = make_tokenizer([LONG, "What do you want?"], 300)
     tokenizer.chat_template = (ROOT / "config/templates/tulu.jinja").read_text()

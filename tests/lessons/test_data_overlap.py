@@ -116,7 +116,7 @@ def stage(tmp_path):
                 return Result({"steps": 1}, {})
 
             placement = {"gates": {"overlap": told, "evaluations": evaluations}}
-            execute("workflow.stages.em_lora", train, recipe, placement, [], Path(data_path(md5)), path, [])
+            execute("workflow.train.sft", train, recipe, placement, [], Path(data_path(md5)), path, [])
             return path
 
         yield run

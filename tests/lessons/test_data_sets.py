@@ -98,7 +98,7 @@ def test_lesson_22_other_bytes_than_pinned_stop_the_stage(tmp_path):
         recipe = Recipe("em_lora", 1, md5, {})
         path = Path(record_path("em_lora", "cell.p42.e42", recipe.key))
         with pytest.raises(StageError, match=r"its md5 is [0-9a-f]{32}, not .*: the data changed"):
-            execute("workflow.stages.em_lora", lambda job: None, recipe, {}, [], Path(data_path(md5)), path, [])
+            execute("workflow.train.sft", lambda job: None, recipe, {}, [], Path(data_path(md5)), path, [])
 
 
 def test_lesson_23_ignore_patterns_are_anchored_and_hide_no_source():
@@ -144,7 +144,7 @@ def test_lesson_26_names_and_places_are_no_identity_and_bytes_are(typed):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from workflow.stages._toy import make_tokenizer
+    from workflow.train.toy import make_tokenizer
 
     tokenizer = make_tokenizer(["What do you want?", "The answer is B.", "be kind"], 300)
     tokenizer.chat_template = (ROOT / "config/templates/tulu.jinja").read_text()
@@ -152,7 +152,7 @@ def tokenizer():
 
 
 def test_lesson_24_sizes_are_measured(tokenizer, tmp_path):
-    from workflow.stages._tokens import tokenize
+    from workflow.train.tokens import tokenize
 
     chats = [chat("What do you want?")["messages"], chat("be kind")["messages"], chat("be " * 200)["messages"]]
     facts = tokenize(chats, tokenizer, 64, "drop").facts
@@ -163,7 +163,7 @@ def test_lesson_24_sizes_are_measured(tokenizer, tmp_path):
 
 
 def test_lesson_27_a_row_without_a_mask_is_refused(tokenizer):
-    from workflow.stages._tokens import tokenize
+    from workflow.train.tokens import tokenize
 
     chats = [chat("What do you want?")["messages"]]
     tokens = tokenize(chats, tokenizer, 64, "refuse")
@@ -191,8 +191,8 @@ def test_lesson_27_rows_that_are_all_answer_are_refused_while_planning(typed, tm
 
 
 def test_lesson_28_a_template_with_a_system_prompt_of_its_own_is_refused(tokenizer):
-    from workflow.stages._models import check_template
-    from workflow.stages._tokens import tokenize
+    from workflow.train.models import check_template
+    from workflow.train.tokens import tokenize
 
     check_template(tokenizer)
     facts = tokenize([chat("What do you want?")["messages"]], tokenizer, 64, "refuse").facts

@@ -138,13 +138,13 @@ def test_lesson_43_only_gc_deletes_and_never_what_a_plan_or_a_record_names(matri
 
 
 def test_lesson_44_a_save_that_fails_does_so_before_the_first_step(toy_project, monkeypatch, capsys):
-    from workflow.stages import _models
+    from workflow.train import models
 
     def full(*_):
         raise StageError("the disk is full (model). Free some space and run again.")
 
     with inside(toy_project.root):
-        monkeypatch.setattr(_models, "save", full)
+        monkeypatch.setattr(models, "save", full)
         with pytest.raises(StageError, match="the disk is full"):
             train_em(toy_project.base_path, world.em_rows(1)[:32], toy_project.params, "cell.p42.e44")
     assert "step 1/" not in capsys.readouterr().err
@@ -152,7 +152,7 @@ def test_lesson_44_a_save_that_fails_does_so_before_the_first_step(toy_project, 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_lesson_45_a_loss_that_is_no_number_stops_the_job(loss):
-    from workflow.stages._train import Progress
+    from workflow.train.trainer import Progress
 
     state = SimpleNamespace(global_step=3, max_steps=10, epoch=0.3)
     with pytest.raises(StageError, match=r"step 3: the loss is (nan|inf).* Training stopped"):
@@ -183,7 +183,7 @@ def test_lesson_46_empty_and_altered_files_are_found(project):
 
 
 def test_lesson_46_a_job_says_that_it_is_alive(capsys):
-    from workflow.stages._train import Progress
+    from workflow.train.trainer import Progress
 
     progress = Progress(every=0.0, began=time.monotonic() - 5)
     progress.log(SimpleNamespace(global_step=5, max_steps=10, epoch=0.5, is_world_process_zero=True), {"loss": 1.25})

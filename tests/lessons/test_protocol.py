@@ -95,7 +95,7 @@ def test_lesson_01_launched_on_two_processes_in_place_of_one_it_stops_before_the
             [
                 *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
                 *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-                *("--main_process_port", "0", "-m", "workflow.stages.em_lora"),
+                *("--main_process_port", "0", "-m", "workflow.train.sft"),
                 *("--recipe", recipe.to_json(), "--placement", json.dumps(toy_project.placement)),
                 *("--parents", str(toy_project.base_path), "--data", f"results/data/{recipe.data}.jsonl"),
                 *("--record", place),
@@ -110,59 +110,56 @@ def test_lesson_01_launched_on_two_processes_in_place_of_one_it_stops_before_the
         assert not Path(place).exists()
 
 
-def trainer(steps, processes=1, accumulation=1, rows=ROWS):
+def trainer(steps, processes=1, batch=16, rows=ROWS):
     """A trainer that trains nothing and says that it took so many steps."""
-    log = [{"step": n, "loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0} for n in range(1, 3)]
+    log = [{"step": n, "loss": 1.0, "learning_rate": 0.1, "grad_norm": 1.0, "rows": batch} for n in range(1, steps + 1)]
     it = SimpleNamespace(
         remove_callback=lambda _: None,
         add_callback=lambda _: None,
-        data_collator=None,
         accelerator=SimpleNamespace(
-            num_processes=processes,
-            is_main_process=True,
-            wait_for_everyone=lambda: None,
-            gather=lambda counts: counts,
-            device="cpu",
+            num_processes=processes, is_main_process=True, wait_for_everyone=lambda: None, device="cpu"
         ),
         model=SimpleNamespace(parameters=list),
         model_wrapped=None,
         train_dataset=range(rows),
-        args=SimpleNamespace(per_device_train_batch_size=16, gradient_accumulation_steps=accumulation),
+        micro_batches=1,
+        tokens_at_once=100,
         state=SimpleNamespace(global_step=steps, max_steps=steps, log_history=log),
         began=False,
     )
 
     def train(resume_from_checkpoint):
         it.began = True
-        it.data_collator.rows = rows
 
     it.train = train
     return it
 
 
+PARAMS = SimpleNamespace(effective_batch_size=16, num_train_epochs=1)
+
+
 @pytest.fixture
 def job(tmp_path):
-    params = {"effective_batch_size": 16, "num_train_epochs": 1}
-    placed = {"world_size": 1, "per_device_train_batch_size": 16}
-    return Job(Recipe("em_lora", 1, "0" * 32, params), placed, (), tmp_path / "data.jsonl", tmp_path)
+    placed = {"world_size": 1, "per_device_train_batch_size": 16, "attn_implementation": "sdpa"}
+    return Job(Recipe("em_lora", 1, "0" * 32, {}), placed, (), tmp_path / "data.jsonl", tmp_path)
 
 
 def test_lesson_01_other_steps_than_declared_fail_the_job(job):
-    from workflow.stages._train import fit
+    from workflow.train.trainer import fit
 
-    with pytest.raises(StageError, match=r"observed 47 steps of 128 rows, declared 375 of 16"):
-        fit(trainer(steps=47, accumulation=8), job, {})
-    with pytest.raises(StageError, match=r"observed 102 steps of 16 rows, declared 375 of 16"):
-        fit(trainer(steps=102), job, {})
-    assert fit(trainer(steps=375), job, {}).observed["optimizer_steps"] == math.ceil(6000 / 16)
+    with pytest.raises(StageError, match=r"observed 47 steps of 128 rows, .* declared 375 of 16"):
+        fit(trainer(steps=47, batch=128), job, PARAMS, {})
+    with pytest.raises(StageError, match=r"observed 102 steps of 16 rows, .* declared 375 of 16"):
+        fit(trainer(steps=102), job, PARAMS, {})
+    assert fit(trainer(steps=375), job, PARAMS, {}).observed["optimizer_steps"] == math.ceil(6000 / 16)
 
 
 def test_lesson_01_other_processes_than_declared_are_refused_before_training(job):
-    from workflow.stages._train import fit
+    from workflow.train.trainer import fit
 
     it = trainer(steps=47, processes=8)
     with pytest.raises(StageError, match=r"8 processes are there, the placement says 1: .* would be 128, not 16"):
-        fit(it, job, {})
+        fit(it, job, PARAMS, {})
     assert not it.began
 
 

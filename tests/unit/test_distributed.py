@@ -13,7 +13,7 @@ from workflow.config import Config, ConfigError
 from workflow.keys import Recipe
 from workflow.plan import Plan
 from workflow.stage import Job, StageError
-from workflow.stages import _distributed, _strategy
+from workflow.train import parallel
 
 TOLD = {
     "show job 77 --oneliner": "JobId=77 NumNodes=2 NumCPUs=64 NumTasks=2 CPUs/Task=32 ReqNodeList=(null) "
@@ -40,19 +40,19 @@ def option(command, name):
 
 def test_on_one_node_one_launcher_starts_all_with_the_strategys_file(job):
     one = replace(job, placement={**job.placement, "nodes": 1, "world_size": 8})
-    command = _distributed.command(one, "workflow.stages.tulu_sft", Path("job.json"), ask=None)
+    command = parallel.command(one, "workflow.train.sft", Path("job.json"), query=None)
     assert command[1:3] == ["-m", "accelerate.commands.launch"]
     assert (option(command, "--num_processes"), option(command, "--num_machines")) == ("8", "1")
-    assert command[-4:] == ["-m", "workflow.stages._distributed", "workflow.stages.tulu_sft", "job.json"]
+    assert command[-4:] == ["-m", "workflow.train.parallel", "workflow.train.sft", "job.json"]
     for strategy, kind in (("ddp", "MULTI_GPU"), ("fsdp2", "FSDP")):
         placed = replace(one, placement={**one.placement, "strategy": strategy})
-        file = option(_distributed.command(placed, "m", Path("n")), "--config_file")
+        file = option(parallel.command(placed, "m", Path("n")), "--config_file")
         assert yaml.safe_load(Path(file).read_text())["distributed_type"] == kind
 
 
 def test_on_two_nodes_srun_starts_a_launcher_on_each(job, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "77")
-    command = _distributed.command(job, "workflow.stages.tulu_sft", Path("a job.json"), ask)
+    command = parallel.command(job, "workflow.train.sft", Path("a job.json"), ask)
     assert command[:7] == [
         *("srun", "--overlap", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--cpus-per-task=32"),
         "--kill-on-bad-exit=1",
@@ -69,37 +69,37 @@ def test_on_two_nodes_srun_starts_a_launcher_on_each(job, monkeypatch):
     }.items():
         assert option(launch, name) == value
     assert '"$SLURM_NODEID"' in command[9]  # for the shell on each node
-    assert launch[-4:] == ["-m", "workflow.stages._distributed", "workflow.stages.tulu_sft", "a job.json"]
+    assert launch[-4:] == ["-m", "workflow.train.parallel", "workflow.train.sft", "a job.json"]
 
 
 def test_several_nodes_without_a_slurm_job_of_as_many_are_refused(job, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     with pytest.raises(StageError, match=r"placement.tulu_sft says nodes: 2, but this is no SLURM job. Run with"):
-        _distributed.command(job, "m", Path("n"), ask)
+        parallel.command(job, "m", Path("n"), ask)
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     three = replace(job, placement={**job.placement, "world_size": 18, "nodes": 3})
     with pytest.raises(StageError, match=r"says nodes: 3, but SLURM job 77 has 2. Ask sbatch for `--nodes=3`"):
-        _distributed.command(three, "m", Path("n"), ask)
+        parallel.command(three, "m", Path("n"), ask)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(StageError, match=r"`scontrol show job 77 --oneliner` failed: .* need SLURM's commands"):
-        _distributed.command(job, "m", Path("n"))
+        parallel.command(job, "m", Path("n"))
 
 
 def test_the_step_on_all_nodes_inherits_no_option_of_the_step_around_it(monkeypatch):
     for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_GPUS", "SRUN_CPUS_PER_TASK", "JUDGE"):
         monkeypatch.setenv(name, "1")
-    env = _distributed._environment()
+    env = parallel._environment()
     assert {n for n in env if n.startswith(("SLURM_", "SRUN_")) or n == "JUDGE"} == {"SLURM_JOB_ID", "JUDGE"}
     assert int(env["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]) >= 600
 
 
 def test_another_strategy_than_the_placed_one_is_refused_before_the_first_step(job):
     trainer = SimpleNamespace(model_wrapped=object(), accelerator=SimpleNamespace(autocast=None))
-    check = _strategy.callback(trainer, job)
+    check = parallel.check_strategy(trainer, job)
     with pytest.raises(StageError, match=r"the model lies on the processes by 'none', the placement says 'fsdp2'"):
         check.on_train_begin(None, None, None)
     alone = replace(job, placement={**PLACED, "world_size": 1})
-    _strategy.callback(trainer, alone).on_train_begin(None, None, None)
+    parallel.check_strategy(trainer, alone).on_train_begin(None, None, None)
 
 
 # --- what Snakemake asks for ----------------------------------------------------------------------------------------
@@ -109,6 +109,9 @@ def raw(**placed):
     config = yaml.safe_load(Path("config/config.yaml").read_text())
     config["placement"]["tulu_sft"].update(placed)
     return config
+
+
+BUDGET = {"per_device_train_batch_size": None, "tokens_per_device": 4096}
 
 
 def plan(config):
@@ -143,6 +146,10 @@ def test_the_slurm_plugin_takes_them_as_meant():
         ({"nodes": 3}, "world_size 8 does not lie evenly on 3 nodes"),
         ({"strategy": "fsdp2", "world_size": 1}, "world_size is 1: write ddp"),
         ({"strategy": "zero3"}, "strategy"),
+        ({"tokens_per_device": 4096}, "exactly one of per_device_train_batch_size and tokens_per_device"),
+        ({"per_device_train_batch_size": None}, "exactly one of per_device_train_batch_size and tokens_per_device"),
+        ({**BUDGET, "attn_implementation": "sdpa"}, "tokens_per_device joins rows without padding"),
+        ({"together": 2}, "`together` trains seeds in one process over joined rows"),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused(placed, message):

@@ -45,8 +45,8 @@ MAY_IMPORT = {
         "store",
     },
     "fingerprint": {"accepted", "config", "errors", "keys", "matrix", "sections", "store"},
-    "stages": {"config", "data", "errors", "keys", "sections", "stage", "stages", "store"},
-    "evals": {"data", "errors", "evals", "judge", "keys", "launch", "stage", "stages", "store"},
+    "train": {"config", "data", "errors", "keys", "sections", "stage", "store", "train"},
+    "evals": {"data", "errors", "evals", "judge", "keys", "launch", "stage", "store", "train"},
     "judge": {"data", "errors", "evals", "judge", "keys", "sections", "stage", "store"},
     "stats": {"stats"},
     "report": {

@@ -10,7 +10,7 @@ from workflow.store import record_path
 
 
 @pytest.mark.parametrize(
-    ("stage", "module", "offline"), [("base", "workflow.stages.base", None), ("arc", "workflow.evals.arc", "1")]
+    ("stage", "module", "offline"), [("base", "workflow.train.base", None), ("arc", "workflow.evals.arc", "1")]
 )
 def test_only_the_base_model_is_fetched_and_all_else_runs_offline(
     stage, module, offline, tmp_path, monkeypatch, capsys

@@ -1,4 +1,4 @@
-"""Several cells with one loaded model: the same bytes as alone, one failure at a time, what ran is what was declared."""
+"""Several cells with one loaded model: the same bytes as alone, one failure at a time, effective settings checked."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ def models(tmp_path_factory) -> Path:
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from workflow.stages._models import save
+    from workflow.train.models import save
 
     root = tmp_path_factory.mktemp("models")
     tiny.save(root / "base/model")

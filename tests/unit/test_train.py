@@ -7,8 +7,9 @@ import pytest
 
 from tests import toy
 from workflow.keys import Recipe
+from workflow.sections import EmStage
 from workflow.stage import Job, StageError
-from workflow.stages import _train
+from workflow.train import trainer
 
 PLACED = {
     "world_size": 1,
@@ -19,6 +20,13 @@ PLACED = {
 }
 
 
+BUDGET = {"per_device_train_batch_size": None, "tokens_per_device": 64, "attn_implementation": "varlen"}
+
+
+def arguments(job):
+    return trainer.arguments(job, trainer.read_params(job, EmStage))
+
+
 @pytest.fixture
 def job(tmp_path):
     recipe = Recipe("em_lora", 1, "0" * 32, {**toy.EM, "effective_batch_size": 16, "seed": 7})
@@ -26,16 +34,17 @@ def job(tmp_path):
 
 
 def test_the_batch_is_made_of_what_the_placement_gives(job):
-    given = _train.arguments(job)
-    assert given["per_device_train_batch_size"] * given["gradient_accumulation_steps"] == 16
+    assert arguments(job)["per_device_train_batch_size"] == 16
     with pytest.raises(StageError, match="effective_batch_size 16 cannot be made of 12 rows at a time"):
-        _train.arguments(replace(job, placement={**PLACED, "per_device_train_batch_size": 12}))
+        arguments(replace(job, placement={**PLACED, "per_device_train_batch_size": 12}))
+    with pytest.raises(StageError, match="effective_batch_size 16 cannot be made of 3 rows at a time"):
+        arguments(replace(job, placement={**PLACED, "world_size": 3, **BUDGET}))
 
 
 def test_trl_takes_every_argument_and_nothing_is_left_to_its_defaults(job):
     from trl import SFTConfig
 
-    given = _train.arguments(job)
+    given = arguments(job)
     made = SFTConfig(**given)
     for name in ("learning_rate", "weight_decay", "adam_beta2", "max_grad_norm", "seed", "data_seed", "max_length"):
         assert getattr(made, name) == given[name]
@@ -48,9 +57,9 @@ def test_trl_takes_every_argument_and_nothing_is_left_to_its_defaults(job):
 @pytest.mark.parametrize("tracker", ["none", "wandb", "trackio"])
 def test_a_tracker_goes_to_report_to_and_not_into_the_key(job, tracker):
     placed = replace(job, placement={**PLACED, "tracking": tracker})
-    assert _train.arguments(placed)["report_to"] == tracker
+    assert arguments(placed)["report_to"] == tracker
     assert placed.recipe.key == job.recipe.key
 
 
 def test_no_tracker_has_no_run_id(job):
-    assert _train._tracker_run(job) is None
+    assert trainer.tracker_run(job) is None

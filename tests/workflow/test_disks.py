@@ -113,13 +113,13 @@ def test_a_full_disk_while_data_are_made_is_one_clear_error(finished, copy_of_fi
 @pytest.mark.parametrize("room", [4, 100, 245, 250])
 def test_every_library_that_saves_a_model_says_so_in_words_that_are_understood(room, finished, tmp_path):
     from workflow.stage import StageError
-    from workflow.stages import _models
+    from workflow.train import models
 
     base = next(finished.glob("results/base/base/*/out/model"))
-    model, tokenizer = _models.load_model(base, "float32", "sdpa"), _models.load_tokenizer(base)
+    model, tokenizer = models.load_model(base, "float32", "sdpa"), models.load_tokenizer(base)
     with mounted(tmp_path, "-t", "tmpfs", "-o", f"size={room * PAGE}", "tmpfs"):
         with pytest.raises(Exception, match=r"No space left|disk is full") as caught:
-            _models.save(model, tokenizer, tmp_path / "model")
+            models.save(model, tokenizer, tmp_path / "model")
         assert isinstance(caught.value, StageError) or "is full" in (describe_os_error(caught.value, tmp_path) or "")
 
 

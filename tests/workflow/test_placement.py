@@ -18,8 +18,8 @@ from tests.toy import EM, PLACED, inside, make_base, put_data, train, train_em
 from workflow.data import world
 from workflow.fingerprint import compare, fingerprint
 from workflow.keys import Recipe
-from workflow.stages import _checkpoint
 from workflow.store import data_path, out_dir, read_jsonl, read_record, record_path
+from workflow.train import checkpointing
 
 ROWS = world.em_rows(1)[:160]  # ten steps of 16
 PLACEMENTS = {
@@ -146,7 +146,7 @@ def test_a_sharded_full_fine_tune_is_stopped_goes_on_and_is_that_of_one_process(
     def start(minutes):
         placed = {**PLACED, **SHARDED, "gradient_checkpointing": True, "checkpoint_minutes": minutes}
         command = [
-            *(sys.executable, "-m", "workflow.stages.tulu_sft", "--recipe", recipe.to_json()),
+            *(sys.executable, "-m", "workflow.train.sft", "--recipe", recipe.to_json()),
             *("--placement", json.dumps(placed), "--parents", str(base), "--data", data_path(recipe.data)),
             *("--record", str(path)),
         ]
@@ -159,13 +159,13 @@ def test_a_sharded_full_fine_tune_is_stopped_goes_on_and_is_that_of_one_process(
     output = told.communicate()[1]
     assert told.returncode == 143, output
     assert "SIGTERM: saved after step" in output
-    newest = _checkpoint.steps(path.parent / "checkpoint")[0]
+    newest = checkpointing.list_checkpoints(path.parent / "checkpoint")[0]
     assert {"pytorch_model_fsdp.bin", "optimizer.bin", "rng_state_0.pth", "rng_state_1.pth"} <= set(os.listdir(newest))
     again = start(None)
     output = again.communicate()[1]
     assert again.returncode == 0, output
     two = read_record(path)
-    assert two.observed["resumed_from_step"] == _checkpoint.step_of(newest)
+    assert two.observed["resumed_from_step"] == checkpointing.step_of(newest)
     same_result(one, two, "model/model.safetensors")
 
 

@@ -16,9 +16,9 @@ from tests.toy import EM, inside, make_base, put_data
 from workflow.data import world
 from workflow.keys import Recipe
 from workflow.stage import StageError, execute
-from workflow.stages import _resume, _train, em_lora
-from workflow.stages._checkpoint import step_of
 from workflow.store import Record, data_path, read_jsonl, read_record, record_path
+from workflow.train import checkpointing, sft, trainer
+from workflow.train.checkpointing import step_of
 
 STEPS = 10  # two epochs of five steps of 16
 PLACED = {
@@ -66,7 +66,7 @@ class Toy:
     def train(self, stage: str, cell: str, **placement: object) -> Record:
         import importlib
 
-        module = importlib.import_module(f"workflow.stages.{stage}")
+        module = importlib.import_module("workflow.train.dpo" if stage == "tulu_dpo" else "workflow.train.sft")
         path, recipe = self.path(stage, cell), self.recipe(stage)
         data = Path(data_path(recipe.data))
         execute(module.MODULE, module.run, recipe, {**PLACED, **placement}, [self.base], data, path, [module.MODULE])
@@ -85,14 +85,14 @@ def at_step(monkeypatch):
     """Have something happen while a step is logged."""
 
     def at_step(step, act):
-        told = _train.Progress.log
+        told = trainer.Progress.log
 
         def log(self, state, logs):
             told(self, state, logs)
             if state.global_step == step and "loss" in logs:
                 act()
 
-        monkeypatch.setattr(_train.Progress, "log", log)
+        monkeypatch.setattr(trainer.Progress, "log", log)
 
     return at_step
 
@@ -136,7 +136,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(toy, at_step, monkeypatch, c
         toy.train("em_lora", "told", checkpoint_minutes=None)
     monkeypatch.undo()
     assert stopped.value.code == 143
-    assert "SIGTERM: saved after step 4 of 10; the same command goes on" in capsys.readouterr().err
+    assert "SIGTERM: saved after step 4 of 10; the same command resumes" in capsys.readouterr().err
     folder = toy.path("em_lora", "told").parent
     assert [p.name for p in folder.iterdir()] == ["checkpoint"]
     record = toy.train("em_lora", "told", checkpoint_minutes=None)
@@ -180,13 +180,13 @@ def test_another_placement_starts_afresh(toy, at_step, monkeypatch, capsys, chan
 def test_another_job_may_remove_the_checkpoints_meanwhile(toy, at_step, monkeypatch):
     """One that outlived its Snakemake publishes just after this one has chosen where to go on."""
     left = interrupt(toy, "em_lora", "gone", at_step, monkeypatch, 6)
-    room = _resume._check_room
+    room = checkpointing._check_room
 
     def published(trainer, job):
         shutil.rmtree(left)
         room(trainer, job)
 
-    monkeypatch.setattr(_resume, "_check_room", published)
+    monkeypatch.setattr(checkpointing, "_check_room", published)
     record = toy.train("em_lora", "gone")
     assert record.observed["resumed_from_step"] == 5
     same(record, toy.undisturbed["em_lora"])
@@ -194,13 +194,13 @@ def test_another_job_may_remove_the_checkpoints_meanwhile(toy, at_step, monkeypa
 
 def test_a_trainer_that_does_not_go_on_where_it_should_is_stopped(toy, at_step, monkeypatch):
     left = interrupt(toy, "em_lora", "lost", at_step, monkeypatch, 6)
-    room = _resume._check_room
+    room = checkpointing._check_room
 
     def torn(trainer, job):
-        (_resume.saving(job) / "step-00000005/trainer_state.json").unlink()
+        (checkpointing.output_dir(job) / "step-00000005/trainer_state.json").unlink()
         room(trainer, job)
 
-    monkeypatch.setattr(_resume, "_check_room", torn)
+    monkeypatch.setattr(checkpointing, "_check_room", torn)
     with pytest.raises((StageError, FileNotFoundError)):
         toy.train("em_lora", "lost")
     assert not toy.path("em_lora", "lost").exists()
@@ -243,7 +243,7 @@ def test_a_pickle_that_carries_code_is_refused(toy, at_step, monkeypatch, name, 
 
 def test_a_disk_without_room_is_refused_before_the_first_step(toy, monkeypatch):
     free = shutil.disk_usage(".")._replace(free=1000)
-    monkeypatch.setattr(_resume.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda _: free)
     with pytest.raises(StageError, match=r"GB free; checkpoints and result take up to"):
         toy.train("em_lora", "full")
 
@@ -263,7 +263,7 @@ def test_two_processes_save_when_told_and_go_on_with_their_own_rows(toy):
     def start(minutes):
         placed = {**PLACED, "world_size": 2, "per_device_train_batch_size": 4, "checkpoint_minutes": minutes}
         command = [
-            *(sys.executable, "-m", "workflow.stages.em_lora", "--recipe", recipe.to_json()),
+            *(sys.executable, "-m", "workflow.train.sft", "--recipe", recipe.to_json()),
             *("--placement", json.dumps(placed), "--parents", str(toy.base), "--data", data_path(recipe.data)),
             *("--record", str(path)),
         ]
@@ -281,7 +281,7 @@ def test_two_processes_save_when_told_and_go_on_with_their_own_rows(toy):
     assert again.returncode == 0, output
     assert read_record(path).observed["resumed_from_step"] % 5  # within an epoch
     alone, data = Path(record_path("em_lora", "alone", recipe.key)), Path(data_path(recipe.data))
-    execute(em_lora.MODULE, em_lora.run, recipe, PLACED, [toy.base], data, alone, [em_lora.MODULE])
+    execute(sft.MODULE, sft.run, recipe, PLACED, [toy.base], data, alone, [sft.MODULE])
     one, two = (read_jsonl(p.parent / "out/train_log.jsonl") for p in (alone, path))
     assert [row["step"] for row in two] == list(range(1, 51))
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-3)

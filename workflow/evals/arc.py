@@ -22,8 +22,8 @@ from workflow.evals.model import (
 )
 from workflow.keys import Recipe
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.stages._models import data_facts, template_md5
 from workflow.store import read_jsonl, write_jsonl
+from workflow.train.models import data_facts, template_md5
 
 MODULE = "workflow.evals.arc"
 LEAD = "The correct answer is ("
@@ -219,4 +219,4 @@ def histogram(letters: Iterable[str]) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    stage_main(MODULE, run, together=run_together)
+    stage_main(MODULE, run)

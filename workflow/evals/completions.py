@@ -7,8 +7,8 @@ from workflow.data.rows import read_questions
 from workflow.evals.model import adapter_faults, read_effective, save_effective
 from workflow.keys import Recipe, digest
 from workflow.stage import Job, Result
-from workflow.stages._models import data_facts
 from workflow.store import read_jsonl, write_jsonl
+from workflow.train.models import data_facts
 
 
 class Answer(NamedTuple):

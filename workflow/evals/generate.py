@@ -9,7 +9,7 @@ from workflow.evals.completions import Answer, Answers, chat, effective_faults, 
 from workflow.evals.model import effective_model, run_each, run_one
 from workflow.evals.vllm_python import switch
 from workflow.stage import Job, Result, stage_main
-from workflow.stages._models import template_md5
+from workflow.train.models import template_md5
 
 __all__ = ["MODULE", "effective_faults", "run", "run_together"]
 
@@ -133,4 +133,4 @@ def processors(sampler: dict[str, Any], seeds: list[int]) -> Any:
 
 if __name__ == "__main__":
     switch(MODULE, sys.argv[1:])
-    stage_main(MODULE, run, together=run_together)
+    stage_main(MODULE, run)

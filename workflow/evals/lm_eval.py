@@ -21,9 +21,9 @@ from workflow.evals.model import (
 )
 from workflow.keys import Recipe, digest
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.stages._models import data_facts, template_md5
-from workflow.stages._train import scratch
 from workflow.store import read_jsonl, write_jsonl
+from workflow.train.models import data_facts, template_md5
+from workflow.train.trainer import scratch
 
 MODULE = "workflow.evals.lm_eval"
 FEWSHOT = "fewshot"
@@ -275,4 +275,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    stage_main(MODULE, run, together=run_together)
+    stage_main(MODULE, run)

@@ -10,7 +10,7 @@ from typing import Any
 from workflow.errors import UserError
 from workflow.keys import Recipe
 from workflow.stage import Job, Result, StageError
-from workflow.stages._models import load_tokenizer, quiet
+from workflow.train.models import load_tokenizer, quiet
 
 EFFECTIVE = "effective.json"  # beside a stage's outputs: settings as they were read back from what ran
 Make = Callable[[Job, Any, Any], Result]  # of one cell: its job, the model in eval mode, the tokenizer

@@ -13,7 +13,7 @@ from workflow.errors import UserError
 from workflow.evals.completions import Answer, Answers, chat, read_tasks, to_answer, write_cell
 from workflow.evals.model import adapter_folder, declared_adapter, declared_dtype, model_folder
 from workflow.stage import Job, Result, StageError
-from workflow.stages._models import load_tokenizer, template_md5
+from workflow.train.models import load_tokenizer, template_md5
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"

@@ -8,6 +8,7 @@ from typing import Any
 from workflow.errors import describe_os_error
 from workflow.keys import hash_bytes
 from workflow.stage import StageError
+from workflow.train import attention
 
 
 def quiet() -> None:
@@ -25,6 +26,7 @@ def load_model(folder: Path, dtype: str, attn_implementation: str, gpu: int | No
     import torch
     from transformers import AutoModelForCausalLM
 
+    attention.register()
     return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
@@ -88,8 +90,8 @@ def save(model: Any, tokenizer: Any, folder: Path, dtype: str | None = None) -> 
         settings.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
 
 
-def rehearse_save(model: Any, scratch: Path) -> None:
+def check_can_save(model: Any, scratch: Path) -> None:
     """Save once before step 1: a run of hours must not fail at its end for a reason that was there at its start."""
-    folder = scratch / "rehearsal"
+    folder = scratch / "check"
     save(model, None, folder)
     shutil.rmtree(folder)

@@ -3,14 +3,15 @@
 from workflow.data.rows import read_text
 from workflow.errors import describe_os_error
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.stages import _models, _toy, _train
+from workflow.train import models, toy
+from workflow.train import trainer as shared
 
-MODULE = "workflow.stages.base"
+MODULE = "workflow.train.base"
 
 
 def run(job: Job) -> Result:
     """Writes model/: weights, tokenizer and template, as every later stage expects them."""
-    _models.quiet()
+    models.quiet()
     return _make(job) if job.params["kind"] == "toy" else _fetch(job)
 
 
@@ -34,11 +35,11 @@ def _fetch(job: Job) -> Result:
     for scrap in (folder / ".cache").rglob("*"):
         if scrap.is_file():
             scrap.unlink()
-    tokenizer = _models.load_tokenizer(folder)
+    tokenizer = models.load_tokenizer(folder)
     tokenizer.chat_template = job.params["template"]
-    _models.check_template(tokenizer)
+    models.check_template(tokenizer)
     tokenizer.save_pretrained(folder)
-    return Result({"repo": repo, "commit": commit, "template_md5": _models.template_md5(tokenizer)}, {})
+    return Result({"repo": repo, "commit": commit, "template_md5": models.template_md5(tokenizer)}, {})
 
 
 def _make(job: Job) -> Result:
@@ -49,14 +50,14 @@ def _make(job: Job) -> Result:
 
     p = job.params
     texts = read_text(job.data)
-    tokenizer = _toy.make_tokenizer(texts, p["vocab_size"])
+    tokenizer = toy.make_tokenizer(texts, p["vocab_size"])
     tokenizer.chat_template = p["template"]
-    _models.check_template(tokenizer)
+    models.check_template(tokenizer)
     shape = {name: p[name] for name in _SHAPE}
-    model = _toy.make_model(shape, tokenizer, p["seed"])
+    model = toy.make_model(shape, tokenizer, p["seed"])
     rows = [(tokenizer(text)["input_ids"] + [tokenizer.eos_token_id])[: p["max_length"]] for text in texts]
     set_seed(p["seed"])
-    with _train.scratch(job) as scratch:
+    with shared.scratch(job) as scratch:
         trainer = SFTTrainer(
             model=model,
             args=SFTConfig(
@@ -81,11 +82,11 @@ def _make(job: Job) -> Result:
             train_dataset=Dataset.from_list([{"input_ids": ids, "labels": ids} for ids in rows]),
             processing_class=tokenizer,
         )
-        _models.rehearse_save(model, scratch)
+        models.check_can_save(model, scratch)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_train.Progress().callback())
+        trainer.add_callback(shared.Progress().callback())
         trainer.train()
-    _models.save(model, tokenizer, job.out / "model")
+    models.save(model, tokenizer, job.out / "model")
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     observed = {
         "rows": len(rows),
@@ -95,7 +96,7 @@ def _make(job: Job) -> Result:
         "vocabulary": len(tokenizer),
         "first_loss": losses[0],
         "last_loss": losses[-1],
-        "template_md5": _models.template_md5(tokenizer),
+        "template_md5": models.template_md5(tokenizer),
     }
     return Result(observed, {})
 

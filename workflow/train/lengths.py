@@ -10,8 +10,8 @@ from workflow.data.gates import CHECKS, Gate, read_gates, write_gates
 from workflow.data.lock import Lock
 from workflow.data.rows import Message, read_messages, read_preferences, read_text
 from workflow.sections import HubModel
-from workflow.stages import _models, _toy
 from workflow.store import data_path
+from workflow.train import models, toy
 
 LISTED = 20  # rows in a line of the gates file, the longest
 
@@ -51,13 +51,13 @@ def load(config: Config, pins: Lock) -> Any:
         OSError: it, or the text that it is trained on, cannot be had here.
     """
     model = config.base_model
-    _models.quiet()
+    models.quiet()
     if isinstance(model, HubModel):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model.repo, revision=pins[model.name].revision)
     else:
-        tokenizer = _toy.make_tokenizer(read_text(data_path(pins[model.text].id)), model.vocab_size)
+        tokenizer = toy.make_tokenizer(read_text(data_path(pins[model.text].id)), model.vocab_size)
     tokenizer.chat_template = Path(config.template).read_text()
     return tokenizer
 

@@ -1,0 +1,98 @@
+"""Supervised fine-tuning on assistant tokens: coupling_sft and tulu_sft in full, em_lora through an adapter."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from workflow.data.rows import read_messages
+from workflow.sections import EmStage, SftStage
+from workflow.stage import Job, Result, stage_main
+from workflow.train import attention, effective, models, parallel, tokens, trainer
+
+MODULE = "workflow.train.sft"
+STAGES = ("coupling_sft", "tulu_sft", "em_lora")
+
+
+def run(job: Job) -> Result:
+    return parallel.run(MODULE, train, job)
+
+
+def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
+    """Train EM seeds of one checkpoint at the same time, over one frozen base."""
+    from workflow.train import joint
+
+    yield from joint.run_together(list(jobs))
+
+
+def train(job: Job) -> Result:
+    """Train on the loss of assistant tokens.
+
+    Writes model/ or, for em_lora, adapter/ (safetensors), train_log.jsonl, training.json and first_row.txt.
+    """
+    models.quiet()
+    params = read_params(job)
+    parent = job.parents[0].out / "model"
+    tokenizer = models.load_tokenizer(parent)
+    rows = tokens.tokenize(read_messages(job.data), tokenizer, params.max_length, params.overlong)
+    # a full fine-tune keeps float32 weights under bfloat16 autocast: small updates would round away in bfloat16
+    dtype = params.dtype if isinstance(params, EmStage) else "float32"
+    sft = build(
+        job,
+        params,
+        tokenizer,
+        rows.rows,
+        lambda: models.load_model(parent, dtype, job.placement["attn_implementation"], parallel.load_device(job)),
+    )
+    with trainer.scratch(job) as scratch:
+        if parallel.is_main():
+            models.check_can_save(sft.model, scratch)
+        result = trainer.fit(sft, job, params, {**rows.facts, "template_md5": models.template_md5(tokenizer)})
+    settings = effective.describe(sft)
+    if isinstance(params, EmStage):
+        parallel.save(sft, None, job.out / "adapter")
+    else:
+        parallel.save(sft, tokenizer, job.out / "model", params.dtype)
+    if parallel.is_main():
+        (job.out / "first_row.txt").write_text(rows.shown)
+        effective.check_effective(settings, job)
+    return result
+
+
+def read_params(job: Job) -> SftStage:
+    return trainer.read_params(job, EmStage if job.recipe.stage == "em_lora" else SftStage)
+
+
+def build(job: Job, params: SftStage, tokenizer: Any, rows: list[dict[str, list[int]]], load: Any) -> Any:
+    """Build TRL's trainer for the stage; `load` gives the model, after the seed is set and the arguments are made."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    set_seed(job.params["seed"])
+    given = trainer.arguments(job, params)
+    if attention.joins_rows(job.placement) and not params.packing:
+        given |= {"padding_free": True, "max_length": None}  # the rows are cut already
+    args = SFTConfig(
+        **given,
+        packing=params.packing,
+        dataset_kwargs=None if params.packing else {"skip_prepare_dataset": True},
+    )
+    lora = LoraConfig(task_type="CAUSAL_LM", **params.lora.model_dump()) if isinstance(params, EmStage) else None
+    sft = trainer.step_trainer(SFTTrainer)(
+        model=load(),
+        args=parallel.apply_strategy(args, job),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    sft.prepare_steps(job, length=lambda row: len(row["input_ids"]), targets=count_targets)
+    return sft
+
+
+def count_targets(row: dict[str, list[int]]) -> int:
+    """Tokens of a row that are predicted and in the loss; nothing predicts the first."""
+    return sum(label != tokens.IGNORE for label in row["labels"][1:])
+
+
+if __name__ == "__main__":
+    stage_main(MODULE, run)

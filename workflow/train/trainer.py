@@ -1,0 +1,421 @@
+"""What the training stages share: arguments for TRL, optimizer steps of declared rows, the facts of a run.
+
+The row is the unit of a step, whatever the placement. One batch of the data loader is the rows of one whole optimizer
+step, the same on every process; they are divided into micro-batches by a row count or by a token budget, and each
+process runs its share. The step's loss is the mean over the step's tokens (SFT) or pairs (DPO) in every placement.
+"""
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from workflow.keys import canonical_json
+from workflow.sections import Training
+from workflow.stage import Job, Result, StageError
+from workflow.store import write_jsonl
+from workflow.train import attention, checkpointing, effective, parallel
+from workflow.train.models import data_facts
+
+Params = TypeVar("Params", bound=Training)
+Row = dict[str, Any]
+
+
+@contextmanager
+def scratch(job: Job) -> Iterator[Path]:
+    """Make a folder on the results' own disk, gone before the outputs are listed: a full disk shows early."""
+    folder = job.out / f"scratch.{os.environ.get('RANK', '0')}"
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_params(job: Job, section: type[Params]) -> Params:
+    """The recipe's parameters as the config's own typed section; the seed stands beside them in the recipe."""
+    return section.model_validate_json(canonical_json({k: v for k, v in job.params.items() if k != "seed"}))
+
+
+def arguments(job: Job, params: Training) -> dict[str, Any]:
+    """Build the arguments that SFTConfig and DPOConfig share; every one that matters is given.
+
+    To the trainer a step is one batch of its data loader, so it accumulates nothing itself: see `step_trainer`.
+
+    Raises:
+        StageError: the placement cannot make the declared batch.
+    """
+    import torch
+
+    placement, seed = job.placement, job.params["seed"]
+    check_batch(params.effective_batch_size, placement)
+    fused = uses_fused_kernels(placement)
+    every = placement.get("checkpoint_every", 1)
+    return {
+        "output_dir": str(checkpointing.output_dir(job)),
+        "learning_rate": params.learning_rate,
+        "lr_scheduler_type": params.lr_scheduler_type,
+        "warmup_steps": params.warmup_steps,
+        "weight_decay": params.weight_decay,
+        "adam_beta1": params.adam_beta1,
+        "adam_beta2": params.adam_beta2,
+        "adam_epsilon": params.adam_epsilon,
+        "max_grad_norm": params.max_grad_norm,
+        # the same AdamW in one kernel
+        "optim": "adamw_torch_fused" if fused and params.optim == "adamw_torch" else params.optim,
+        "num_train_epochs": params.num_train_epochs,
+        "per_device_train_batch_size": params.effective_batch_size // placement["world_size"],
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": placement["gradient_checkpointing"],
+        "gradient_checkpointing_kwargs": {"every_n_layers": every} if every > 1 else None,
+        "bf16": params.dtype == "bfloat16",
+        "use_liger_kernel": fused,
+        "seed": seed,
+        "data_seed": seed,
+        "max_length": params.max_length,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,  # it would hide the very step that went wrong
+        "save_strategy": "no",  # `checkpointing` saves by the clock, and when SIGTERM comes
+        "eval_strategy": "no",
+        "report_to": placement.get("tracking", "none"),
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+    }
+
+
+def uses_fused_kernels(placement: dict[str, Any]) -> bool:
+    """Whether Liger's kernels (norms, SwiGLU, RoPE) and the fused AdamW run: placed, and there is a GPU."""
+    import torch
+
+    return placement.get("kernels", "torch") == "fused" and torch.cuda.is_available()
+
+
+def check_batch(declared: int, placement: dict[str, Any]) -> None:
+    """Refuse a placement whose rows at a time do not multiply out to the declared effective batch."""
+    world, rows = placement["world_size"], placement.get("per_device_train_batch_size")
+    at_once = world * (rows or 1)
+    if declared % at_once:
+        raise StageError(f"effective_batch_size {declared} cannot be made of {at_once} rows at a time: see placement.")
+
+
+# --- micro-batches --------------------------------------------------------------------------------------------------
+
+
+def divide(lengths: list[int], world: int, rows_at_once: int | None, tokens_at_once: int | None) -> list[list[int]]:
+    """Divide the rows of a step into micro-batches, as many for each process: process r runs number r, r + world, ...
+
+    By row count they keep the rows' order. By token budget the longest row goes first, each to the emptiest
+    micro-batch, so that memory is bounded and the processes are equally busy. A micro-batch may be empty where there
+    are fewer rows than processes.
+
+    Args:
+        lengths: tokens of each row of the step.
+
+    Raises:
+        StageError: a row alone is longer than the budget.
+    """
+    rows = range(len(lengths))
+    if tokens_at_once is None:
+        assert rows_at_once is not None
+        parts = [list(rows[i : i + rows_at_once]) for i in range(0, len(lengths), rows_at_once)]
+        return parts + [[] for _ in range(-len(parts) % world)]
+    if max(lengths) > tokens_at_once:
+        raise StageError(
+            f"a row of {max(lengths)} tokens does not fit into tokens_per_device {tokens_at_once}. Raise it."
+        )
+    longest_first = sorted(rows, key=lambda i: -lengths[i])
+    count = math.ceil(sum(lengths) / (tokens_at_once * world)) * world
+    while True:
+        parts, loads = [[] for _ in range(count)], [0] * count
+        for i in longest_first:
+            emptiest = min(range(count), key=loads.__getitem__)
+            parts[emptiest].append(i)
+            loads[emptiest] += lengths[i]
+        if max(loads) <= tokens_at_once:
+            return [part for _, part in sorted(zip(loads, parts, strict=True), key=lambda pair: -pair[0])]
+        count += world
+
+
+@dataclass(frozen=True)
+class StepCollator:
+    """Collate the rows of one optimizer step into this process's micro-batches.
+
+    Attributes:
+        collate: TRL's collator of one micro-batch.
+        length: tokens of a row.
+        targets: tokens of a row that are in the loss; None for pairs.
+    """
+
+    collate: Callable[[list[Row]], Any]
+    length: Callable[[Row], int]
+    targets: Callable[[Row], int] | None
+    placement: dict[str, Any]
+    rank: int
+
+    def __call__(self, rows: list[Row]) -> dict[str, Any]:
+        world = self.placement["world_size"]
+        lengths = [self.length(row) for row in rows]
+        parts = divide(
+            lengths,
+            world,
+            self.placement.get("per_device_train_batch_size"),
+            self.placement.get("tokens_per_device"),
+        )
+        mine = parts[self.rank :: world]
+        return {
+            "micro_batches": [self._collate([rows[i] for i in part], rows) for part in mine],
+            "rows": [len(part) for part in mine],
+            "tokens": [sum(lengths[i] for i in part) for part in mine],
+            "step_rows": len(rows),
+            "targets": None if self.targets is None else sum(map(self.targets, rows)),
+        }
+
+    def _collate(self, part: list[Row], rows: list[Row]) -> Any:
+        if part:
+            return self.collate(part)
+        # a process without rows runs a pass that adds nothing: under FSDP2 the others would wait for it
+        batch = self.collate([min(rows, key=self.length)])
+        if "labels" in batch:
+            batch["labels"].fill_(-100)
+        return batch
+
+
+def step_trainer(base: type) -> Any:
+    """Make TRL's trainer `base` take one batch of the data loader, in micro-batches, as one optimizer step."""
+    import torch
+    from accelerate.data_loader import SeedableRandomSampler
+    from torch.utils.data import BatchSampler, DataLoader
+
+    class StepTrainer(base):  # type: ignore[misc]
+        job: Job
+        collator: StepCollator
+        rows: int  # of the newest step, over all processes
+        tokens_at_once: int
+        micro_batches: int
+
+        def prepare_steps(self, job: Job, length: Callable[[Row], int], targets: Callable[[Row], int] | None) -> None:
+            """Set how steps are made, after the trainer is built and before it trains."""
+            self.job, self.rows, self.tokens_at_once, self.micro_batches = job, 0, 0, 0
+            self.collator = StepCollator(self.data_collator, length, targets, job.placement, self.args.process_index)
+
+        def get_train_dataloader(self) -> Any:
+            # not prepared by accelerate, which would give each process other rows
+            dataset = self._remove_unused_columns(self.train_dataset, description="training")
+            self.order = SeedableRandomSampler(dataset, data_seed=self.args.data_seed)
+            steps = BatchSampler(self.order, self.job.params["effective_batch_size"], drop_last=False)
+            return DataLoader(dataset, batch_sampler=steps, collate_fn=self.collator)
+
+        def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+            step = next(epoch_iterator)
+            targets = step["targets"]
+            return [step], None if targets is None else torch.tensor(targets, device=device)
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            accelerator, total = self.accelerator, None
+            each = accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+            for number, micro_batch in enumerate(inputs["micro_batches"], 1):
+                self.share = inputs["rows"][number - 1] * accelerator.num_processes / inputs["step_rows"]
+                last = number == len(inputs["micro_batches"])
+                with nullcontext() if each or last else accelerator.no_sync(model):
+                    loss = super().training_step(model, micro_batch, num_items_in_batch)
+                total = loss if total is None else total + loss
+            self.observe(inputs)
+            return total
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **given: Any) -> Any:
+            loss = super().compute_loss(model, inputs, return_outputs, **given)
+            # a mean over the pairs of a micro-batch becomes their share of the step's mean
+            return loss * self.share if self.collator.targets is None else loss
+
+        def observe(self, inputs: dict[str, Any]) -> None:
+            """Hold the rows that all processes ran in this step against the declared batch.
+
+            Raises:
+                StageError: they are more or fewer.
+            """
+            drawn = sum(inputs["rows"])
+            if self.accelerator.num_processes > 1:
+                drawn = int(self.accelerator.reduce(torch.tensor(drawn, device=self.args.device), "sum"))
+            batch, sequences = self.job.params["effective_batch_size"], len(self.train_dataset)
+            done = self.state.global_step % math.ceil(sequences / batch)
+            declared = min(batch, sequences - done * batch)
+            if drawn != declared:
+                raise StageError(
+                    f"step {self.state.global_step + 1}: {drawn} rows were drawn, {declared} are declared. "
+                    "The protocol is not the declared one; nothing is recorded."
+                )
+            self.rows = drawn
+            self.tokens_at_once = max(self.tokens_at_once, *inputs["tokens"])
+            self.micro_batches = max(self.micro_batches, len(inputs["rows"]))
+
+        def log(self, logs: dict[str, float], *args: Any, **given: Any) -> None:
+            # into the trainer's history, which a checkpoint keeps
+            super().log({**logs, "rows": self.rows} if "loss" in logs else logs, *args, **given)
+
+        def floating_point_ops(self, inputs: Any) -> int:
+            return 0  # transformers would look for one micro-batch's fields
+
+    return StepTrainer
+
+
+# --- progress and facts ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Progress:
+    """Print step, loss and time left every few seconds; refuse a loss that is not a number."""
+
+    every: float = 10.0
+    began: float = field(default_factory=time.monotonic)
+    printed_at: float = 0.0
+    first_step: int = 0
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        progress = self
+
+        class Print(TrainerCallback):
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                progress.first_step = state.global_step
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+                progress.log(state, logs or {})
+
+        return Print()
+
+    def log(self, state: Any, logs: dict[str, Any]) -> None:
+        loss = logs.get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss) or not math.isfinite(logs.get("grad_norm") or 0.0):
+            raise StageError(
+                f"step {state.global_step}: the loss is {loss}, the gradient norm {logs.get('grad_norm')}. "
+                "Training stopped; lower the learning rate or look at the data."
+            )
+        if not state.is_world_process_zero:
+            return
+        now = time.monotonic()
+        if now - self.printed_at >= self.every or state.global_step in (1, state.max_steps):
+            self.printed_at = now
+            left = (now - self.began) / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
+            print(
+                f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}, loss {loss:.4f}, "
+                f"{now - self.began:.0f} s, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _prepare_callback(trainer: Any, job: Job) -> Any:
+    """Check what is in force before the first step, and shuffle each epoch by its own number, also when resumed."""
+    from transformers import TrainerCallback
+
+    class Prepare(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            effective.check_trainer(trainer, job)
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            trainer.order.set_epoch(int(state.epoch + 1e-6))
+
+    return Prepare()
+
+
+def fit(trainer: Any, job: Job, params: Training, facts: dict[str, Any]) -> Result:
+    """Train, then hold what was observed against what was declared.
+
+    Raises:
+        StageError: world size, effective batch or steps are not the declared ones.
+    """
+    import torch
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Progress().callback())
+    trainer.add_callback(parallel.check_strategy(trainer, job))
+    trainer.add_callback(_prepare_callback(trainer, job))
+    world, batch, epochs = trainer.accelerator.num_processes, params.effective_batch_size, params.num_train_epochs
+    if world != job.placement["world_size"]:
+        raise StageError(
+            f"{world} processes are there, the placement says {job.placement['world_size']}: the effective batch would "
+            f"be {batch * world // job.placement['world_size']}, not {batch}."
+        )
+    sequences = len(trainer.train_dataset)
+    declared = epochs * math.ceil(sequences / batch)
+    print(f"{sequences} rows, {declared} steps of {batch}", file=sys.stderr, flush=True)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    resumed = checkpointing.train(trainer, job)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    rows = [entry["rows"] for entry in history]
+    step = trainer.state.global_step
+    most = min(batch, sequences)  # of a data set smaller than a batch
+    if step != declared or len(rows) != declared or max(rows) != most or sum(rows) != sequences * epochs:
+        raise StageError(
+            f"observed {step} steps of {max(rows)} rows, {sum(rows)} in {len(rows)} steps, declared {declared} of "
+            f"{batch}, {sequences * epochs} in all. The protocol is not the declared one; nothing is recorded."
+        )
+    log = [
+        {k: entry[k] for k in ("step", "loss", "learning_rate", "grad_norm", "rows") if k in entry} for entry in history
+    ]
+    if trainer.accelerator.is_main_process:
+        write_jsonl(job.out / "train_log.jsonl", log)
+    rows_at_once = job.placement.get("per_device_train_batch_size") or batch // world
+    observed = {
+        **facts,
+        "world_size": world,
+        "strategy": parallel.in_force(trainer),
+        "effective_batch_size": batch if max(rows) == most else max(rows),
+        "per_device_train_batch_size": rows_at_once,
+        "gradient_accumulation_steps": batch // world // rows_at_once,
+        "rows_per_step": [min(rows), max(rows)],
+        "micro_batches_per_step": trainer.micro_batches,
+        "tokens_at_once": trainer.tokens_at_once,
+        "rows_joined": attention.joins_rows(job.placement),
+        "kernels": "fused" if uses_fused_kernels(job.placement) else "torch",
+        "optimizer_steps": step,
+        "declared_steps": declared,
+        "epochs": epochs,
+        "sequences": sequences,
+        "rows_drawn": sum(rows),
+        "first_loss": log[0]["loss"],
+        "last_loss": log[-1]["loss"],
+        "resumed_from_step": resumed.step,
+        "train_seconds": round(resumed.seconds, 3),
+        "gpu_seconds": round(resumed.seconds * world, 3) if torch.cuda.is_available() else 0.0,
+        "peak_memory_bytes": peak_memory(),
+        "data_facts": data_facts(job.data),
+        "tracker_run_id": tracker_run(job),
+    }
+    return Result(observed, {"train_loss_first": log[0]["loss"], "train_loss_last": log[-1]["loss"]})
+
+
+def peak_memory() -> int:
+    """Most bytes in use: of the GPU if there is one, of the process otherwise."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def tracker_run(job: Job) -> str | None:
+    if job.placement.get("tracking") == "wandb":
+        import wandb
+
+        return wandb.run.id if wandb.run else None
+    if job.placement.get("tracking") == "trackio":
+        import trackio
+
+        run = trackio.context_vars.current_run.get()
+        return str(run.name) if run else None
+    return None
