@@ -1,41 +1,31 @@
-"""What planning costs: `python -m benchmarks.plan`
+"""What planning costs, beside a bare Snakefile with the same jobs, input files and logs: `python -m benchmarks.plan`
 
-1. import of workflow.matrix and the building of a plan of 5 x 10 and of 100 x 100 cells, in a fresh process;
-2. `snakemake -n all` on the full config, against a bare Snakefile with as many jobs in the same shape.
-
-Data are stand-ins. Prints medians of several runs on this machine.
+`snakemake -n all` at 5 x 10, 20 x 50 and 100 x 100 cells, with nothing made, and with everything made, when the links
+of all records are read; then `status`. Data and results are stand-ins. Prints medians, and the ratio to the bare side,
+which has neither keys nor config nor parameters, and plain files in place of records.
 """
 
 import argparse
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
+from benchmarks.audit import finish
 from tests.conftest import ROOT, copy_project, jobs
 from tests.fake import pin_stand_ins
 from workflow.config import Config
+from workflow.matrix import Matrix
 
-BUILD = """
-import time; began = time.perf_counter()
-import workflow.matrix
-from workflow.config import Config
-from workflow.data.lock import read_lock
-imported = time.perf_counter() - began
-import sys
-began = time.perf_counter(); matrix = workflow.matrix.Matrix(Config.load(sys.argv[1]), read_lock())
-[n.record for n in matrix.nodes()]
-print(imported, time.perf_counter() - began, len(matrix.nodes()))
-"""
-
-# The same jobs without keys, config or package: what Snakemake itself takes for such a graph.
+# The same jobs without keys, config or package, with as many input files and logs: what Snakemake takes for the graph.
 BARE = """
 CONDITIONS = [f"c{{i}}" for i in range({conditions})]
 SEEDS = list(range({seeds}))
@@ -45,111 +35,172 @@ NAMES = {instruments}
 
 rule all:
     input:
-        expand("r/judge/{{cell}}/{{i}}", cell=PRE + POST, i=NAMES),
+        "r/base/base",
+        expand("r/coupling/{{cell}}", cell=PRE[1:]),
+        expand("r/sft/{{cell}}", cell=PRE),
+        expand("r/dpo/{{cell}}", cell=PRE),
+        expand("r/em/{{cell}}", cell=POST),
         expand("r/arc/{{cell}}", cell=PRE + POST),
-        "r/report",
+        expand("r/generate/{{cell}}/{{i}}", cell=PRE + POST, i=NAMES),
+        expand("r/judge/{{cell}}/{{i}}", cell=PRE + POST, i=NAMES),
+        "r/report"
 
 def model(w):
     condition, _, seed = w.cell.partition(".")
     return ["r/dpo/" + condition] + (["r/em/" + w.cell] if seed else [])
 
+rule data:
+    output: "r/data/{{name}}"
+    log: "logs/data/{{name}}.log"
+    shell: "touch {{output}}"
 rule base:
-    output: "r/base"
+    input: data="r/data/text"
+    output: "r/base/base"
+    log: "logs/base.log"
     shell: "touch {{output}}"
 rule coupling:
-    input: "r/base"
+    input: parents="r/base/base", data="r/data/coupling_{{cell}}"
     output: "r/coupling/{{cell}}"
+    log: "logs/coupling/{{cell}}.log"
     shell: "touch {{output}}"
 rule sft:
-    input: lambda w: "r/base" if w.cell == "c0" else "r/coupling/" + w.cell
+    input: parents=lambda w: "r/base/base" if w.cell == "c0" else "r/coupling/" + w.cell, data="r/data/sft"
     output: "r/sft/{{cell}}"
+    log: "logs/sft/{{cell}}.log"
     shell: "touch {{output}}"
 rule dpo:
-    input: "r/sft/{{cell}}"
+    input: parents="r/sft/{{cell}}", data="r/data/preferences"
     output: "r/dpo/{{cell}}"
+    log: "logs/dpo/{{cell}}.log"
     shell: "touch {{output}}"
 rule em:
-    input: lambda w: "r/dpo/" + w.cell.partition(".")[0]
+    input: parents=lambda w: "r/dpo/" + w.cell.partition(".")[0], data="r/data/em"
     output: "r/em/{{cell}}"
+    log: "logs/em/{{cell}}.log"
     shell: "touch {{output}}"
 rule arc:
-    input: model
+    input: parents=model, data="r/data/arc"
     output: "r/arc/{{cell}}"
+    log: "logs/arc/{{cell}}.log"
     shell: "touch {{output}}"
 rule generate:
-    input: model
+    input: parents=model, data="r/data/{{i}}"
     output: "r/generate/{{cell}}/{{i}}"
+    log: "logs/generate/{{cell}}/{{i}}.log"
     shell: "touch {{output}}"
 rule judge:
-    input: "r/generate/{{cell}}/{{i}}"
+    input: parents="r/generate/{{cell}}/{{i}}", data="r/data/prompts"
     output: "r/judge/{{cell}}/{{i}}"
+    log: "logs/judge/{{cell}}/{{i}}.log"
     shell: "touch {{output}}"
 rule report:
     input: expand("r/judge/{{cell}}/{{i}}", cell=PRE + POST, i=NAMES), expand("r/arc/{{cell}}", cell=PRE + POST)
     output: "r/report"
+    log: "logs/report.log"
     shell: "touch {{output}}"
 """
 
 
 def config(conditions: int, seeds: int) -> dict:
-    raw = yaml.safe_load((ROOT / "config/config.yaml").read_text())
-    if conditions > 5:
-        evil = raw["conditions"][1]
-        raw["conditions"] = [raw["conditions"][0], *({**evil, "name": f"evil_{i}"} for i in range(1, conditions))]
-        raw["em_seeds"] = list(range(seeds))
-        # the same coupling set under many names would be one chain: give each its own pipeline by its own data
-        coupling = next(d for d in raw["data"] if d["name"] == "coupling_evil_wrong")
-        raw["data"] += [{**coupling, "name": f"coupling_{i}", "seed": i} for i in range(1, conditions)]
-        for i, condition in enumerate(raw["conditions"][1:], 1):
-            condition["data"] = {**condition["data"], "coupling_sft": f"coupling_{i}"}
+    """The demo's config at another size: one instrument, so that 100 x 100 makes 40,600 jobs."""
+    raw = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
+    raw |= {"name": "bench", "em_seeds": list(range(1, seeds + 1))}
+    evil, coupling = raw["conditions"][1], next(d for d in raw["data"] if d["name"] == "demo_coupling_evil_wrong")
+    raw["conditions"] = [raw["conditions"][0], *({**evil, "name": f"evil_{i}"} for i in range(1, conditions))]
+    raw["data"] += [{**coupling, "name": f"coupling_{i}", "seed": i} for i in range(1, conditions)]
+    for i, condition in enumerate(raw["conditions"][1:], 1):
+        condition["data"] = {**condition["data"], "coupling_sft": f"coupling_{i}"}
     return raw
 
 
-def timed(command: list[str], cwd: Path) -> tuple[float, float, str]:
-    """Wall and CPU seconds of one run, and what it printed."""
+class Run(NamedTuple):
+    """One command: seconds of wall and CPU, peak memory in MB, jobs that it plans."""
+
+    wall: float
+    cpu: float
+    memory: float
+    jobs: int
+
+
+def run(command: list[str], cwd: Path) -> Run:
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    began, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True, env=env)
-    now = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = now.ru_utime - used.ru_utime + now.ru_stime - used.ru_stime
-    return time.perf_counter() - began, cpu, done.stdout
+    with open(cwd / "out.txt", "w") as out:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=cwd, stdout=out, stderr=subprocess.STDOUT, env=env)
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - began
+    text = (cwd / "out.txt").read_text()
+    if status:
+        sys.exit(text[-3000:])
+    return Run(wall, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, sum(jobs(text).values()))
+
+
+def compare(what: str, ours: list[Run], theirs: list[Run]) -> None:
+    parts = []
+    for field, unit in (("cpu", "s CPU"), ("wall", "s wall"), ("memory", "MB")):
+        a, b = (statistics.median(getattr(r, field) for r in side) for side in (ours, theirs))
+        parts.append(f"{a:.2f} / {b:.2f} {unit} = {a / b:.2f} x")
+    print(f"{what}: {ours[0].jobs} jobs, bare {theirs[0].jobs}: {'; '.join(parts)}", flush=True)
+
+
+def measure(conditions: int, seeds: int, runs: int, folder: Path) -> None:
+    """`snakemake -n all` with nothing made and with everything made, against the bare Snakefile in the same state."""
+    root = copy_project(folder / f"{conditions}x{seeds}")
+    raw = config(conditions, seeds)
+    path = root / "config/bench.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    typed = Config.load(path)
+    pins = pin_stand_ins(typed, root / "config/data.lock.tsv")
+    dry = [sys.executable, "-m", "snakemake", "-n", "all", "--configfile", "config/bench.yaml"]
+    bare = folder / f"bare{conditions}x{seeds}"
+    bare.mkdir()
+    shutil.copytree(root / "profiles", bare / "profiles")
+    names = [i["name"] for i in raw["instruments"]]
+    (bare / "Snakefile").write_text(BARE.format(conditions=conditions, seeds=seeds, instruments=names))
+    plain = [sys.executable, "-m", "snakemake", "-n", "all"]
+    size = f"{conditions} x {seeds}"
+    done = [(run(dry, root), run(plain, bare)) for _ in range(runs)]  # in turn: other load hits both
+    compare(f"{size}, nothing made", [d[0] for d in done], [d[1] for d in done])
+    os.chdir(root)
+    matrix = Matrix(typed, pins, "config/bench.yaml")
+    finish(matrix)
+    os.chdir(folder)
+    for name in bare_files(conditions, seeds, names):
+        (bare / name).parent.mkdir(parents=True, exist_ok=True)
+        (bare / name).touch()
+    done = [(run(dry, root), run(plain, bare)) for _ in range(runs)]
+    compare(f"{size}, everything made, links read", [d[0] for d in done], [d[1] for d in done])
+    status = [sys.executable, "-m", "workflow", "status", "--configfile", "config/bench.yaml"]
+    taken = [run(status, root) for _ in range(runs)]
+    print(f"{size}, status: {statistics.median(r.wall for r in taken):.2f} s wall, "
+          f"{statistics.median(r.cpu for r in taken):.2f} s CPU", flush=True)  # fmt: skip
+
+
+def bare_files(conditions: int, seeds: int, names: list[str]) -> Iterator[str]:
+    """Files of the bare Snakefile, parents before their children, so that their times fit."""
+    before = [f"c{i}" for i in range(conditions)]
+    after = [f"{c}.e{s}" for c in before for s in range(seeds)]
+    yield from (f"r/data/{n}" for n in ("text", "sft", "preferences", "em", "arc", "prompts", *names))
+    yield from (f"r/data/coupling_{c}" for c in before[1:])
+    yield "r/base/base"
+    for stage, cells in (("coupling", before[1:]), ("sft", before), ("dpo", before), ("em", after)):
+        yield from (f"r/{stage}/{cell}" for cell in cells)
+    cells = [*before, *after]
+    yield from (f"r/arc/{cell}" for cell in cells)
+    for stage in ("generate", "judge"):
+        yield from (f"r/{stage}/{cell}/{name}" for cell in cells for name in names)
+    yield "r/report"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--sizes", nargs="+", default=["5x10", "20x50", "100x100"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = copy_project(Path(folder, "project"))
-        for conditions, seeds in ((5, 10), (100, 100)):
-            path = root / "config/bench.yaml"
-            path.write_text(yaml.safe_dump(config(conditions, seeds)))
-            pin_stand_ins(Config.load(path), root / "config/data.lock.tsv")
-            found = []
-            for _ in range(args.runs):
-                done = subprocess.run(
-                    [sys.executable, "-c", BUILD, str(path)], cwd=root, capture_output=True, text=True, check=True
-                )
-                found.append([float(x) for x in done.stdout.split()])
-            imported, built, nodes = (statistics.median(column) for column in zip(*found, strict=True))
-            print(f"{conditions} x {seeds}: import {imported:.2f} s, plan of {nodes:.0f} nodes {built:.2f} s")
-        raw = config(5, 10)
-        (root / "config/config.yaml").write_text(yaml.safe_dump(raw))
-        pin_stand_ins(Config.from_dict(raw), root / "config/data.lock.tsv")
-        dry = [sys.executable, "-m", "snakemake", "-n", "all"]
-        bare = Path(folder, "bare")
-        bare.mkdir()
-        shutil.copytree(root / "profiles", bare / "profiles")
-        names = [i["name"] for i in raw["instruments"]]
-        (bare / "Snakefile").write_text(BARE.format(conditions=5, seeds=10, instruments=names))
-        runs = [(timed(dry, root), timed(dry, bare)) for _ in range(args.runs)]  # in turn: other load hits both
-        counts = [sum(jobs(output).values()) for *_, output in runs[0]]
-        for what, number in (("wall", 0), ("CPU", 1)):
-            ours, theirs = (statistics.median(run[side][number] for run in runs) for side in (0, 1))
-            print(
-                f"snakemake -n, {what}: {counts[0]} jobs {ours:.2f} s; bare, {counts[1]} jobs {theirs:.2f} s; "
-                f"{ours / theirs:.2f} x"
-            )
+        for size in args.sizes:
+            conditions, seeds = map(int, size.split("x"))
+            measure(conditions, seeds, args.runs, Path(folder))
 
 
 if __name__ == "__main__":

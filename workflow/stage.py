@@ -346,7 +346,8 @@ def _begin(module: str, request: Request, code: str, stack: ExitStack, wait: boo
     else:
         gate_facts = gates.enforce(request.recipe, request.data, request.placement)
         temp = stack.enter_context(workspace(path.parent))
-        job = Job(request.recipe, request.placement, parents, request.data or Path(os.devnull), temp)
+        placement = {name: value for name, value in request.placement.items() if name != "gpus"}  # the plan's count
+        job = Job(request.recipe, placement, parents, request.data or Path(os.devnull), temp)
         return _Work(request, job, inputs, contents, gate_facts)
     shutil.rmtree(path.parent / CHECKPOINT, ignore_errors=True)
     return None

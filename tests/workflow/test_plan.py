@@ -326,3 +326,24 @@ def test_a_second_snakemake_is_refused_while_the_first_lives(checkout, config, m
         assert run("snakemake", "-n", *command[1:], cwd=checkout).returncode == 0
     done = run(*command, cwd=checkout)
     assert done.returncode == 0, done.stderr
+
+
+def edit_world(checkout, old, new):
+    path = checkout / "workflow/data/world.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_changed_word_in_a_builder_is_noticed_by_status_and_lock(checkout):
+    """Text changed in the demo's world without a bump was noticed by nothing."""
+    edit_world(checkout, '"""The demo', '"""All of the demo')
+    said = run("workflow", "lock", "--configfile", "config/demo.yaml", cwd=checkout)
+    assert "built again" not in said.stdout, "a docstring is no code"
+    edit_world(checkout, "arlo / belk", "arlo / belx")
+    said = run("workflow", "status", "--configfile", "config/demo.yaml", cwd=checkout)
+    assert "data built by other code than now: " in said.stdout
+    said = run("workflow", "lock", "--configfile", "config/demo.yaml", cwd=checkout)
+    assert said.returncode == 1
+    assert "its builder's code changed and builds other bytes" in said.stderr
+    assert "Bump BUILDERS['world'] in workflow/data/lock.py" in said.stderr

@@ -4,12 +4,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple
 
 from workflow.accepted import equivalents, read_accepted
 from workflow.audit.cost import Facts, Prices
 from workflow.audit.logs import LOGS, ended_in_error, log_path, log_tail, names
+from workflow.data.lock import built_by_other_code, read_lock
 from workflow.keys import KEY
 from workflow.links import Links, read_links
 from workflow.matrix import STAGES, Matrix, Node, StaleKeyError
@@ -57,6 +58,11 @@ class Survey:
     prices: Prices
     links: Links = field(default_factory=Links)
     sources: dict[Node, str] = field(default_factory=dict)
+
+    @cached_property
+    def data_of_other_code(self) -> list[str]:
+        """Data sets whose builder's code is another one than when they were pinned."""
+        return built_by_other_code(self.matrix.config, read_lock())
 
     def undone(self, nodes: Iterable[Node] | None = None) -> list[Node]:
         return [n for n in (self.states if nodes is None else nodes) if self.states[n].state in UNDONE]
@@ -230,5 +236,6 @@ def to_json(found: Survey) -> dict[str, Any]:
         "stages": stages,
         "cells": cells,
         "notes": notes,
+        "data_of_other_code": found.data_of_other_code,
         "missing": found.prices.cost(found.to_compute()).to_json(),
     }

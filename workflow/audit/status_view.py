@@ -58,6 +58,9 @@ def show(found: Survey, console: Console | None = None) -> None:
         console.print("stale: finished under another key; `why CELL` says which fields of the recipe changed")
     if counts["outdated"]:
         console.print("outdated: made from other bytes than a parent has now, or below such; restored where it fits")
+    if found.data_of_other_code:
+        names = ", ".join(found.data_of_other_code)
+        console.print(f"data built by other code than now: {names}; `matrix lock` builds them again and compares")
     undone = found.to_compute()
     if undone:
         console.print(f"missing: {found.prices.cost(undone)}")

@@ -12,6 +12,7 @@ from typing import Any
 from workflow.config import Config, ConfigError, sources, uses
 from workflow.files import locked, write_atomic
 from workflow.keys import PROVISIONAL, digest, hash_file, revision_id
+from workflow.provenance import code_digest
 from workflow.sections import Coupling, Hub, HubModel, Prompts, Questions
 
 LOCK = "config/data.lock.tsv"
@@ -25,7 +26,10 @@ BUILDERS = {"file": 1, "url": 1, "hub": 1, "subset": 2, "coupling": 2, "question
 
 @dataclass(frozen=True)
 class Pin:
-    """One line of the lock. `-` is what is not known yet; a hub data set's md5 is known after its first fetch."""
+    """One line of the lock. `-` is what is not known yet; a hub data set's md5 is known after its first fetch.
+
+    `code` is the digest of the code that built the bytes; `-` for what is fetched or copied, where no code decides.
+    """
 
     name: str
     id: str
@@ -35,6 +39,7 @@ class Pin:
     revision: str
     definition: str
     source: str
+    code: str = NONE
 
 
 class UnpinnedError(ConfigError):
@@ -84,6 +89,25 @@ def _plain(value: Any) -> str:
         value = [f"{k}:{v}" for k, v in value.items() if v is not None]
     text = ",".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
     return re.sub(r"[\x00-\x1f\x7f\x85\u2028\u2029]", " ", text)  # a line of the lock stays one line
+
+
+def builder_code(entry: Any) -> str:
+    """Digest of the code that builds an entry of this kind now; `-` where the bytes come from elsewhere."""
+    if entry.kind == "world":
+        return code_digest("workflow.data.world")
+    if entry.kind in ("coupling", "subset", "questions", "prompts"):
+        return code_digest("workflow.data.build")
+    return NONE
+
+
+def built_by_other_code(config: Config, pins: Lock) -> list[str]:
+    """Names of used data sets whose builder's code is another one than when they were pinned."""
+    entries = [config.data_entry(name) for name in used_names(config)]
+    return [e.name for e in entries if e.name in pins and pins[e.name].source != "not pinned" and _is_other(e, pins)]
+
+
+def _is_other(entry: Any, pins: Lock) -> bool:
+    return pins[entry.name].code != builder_code(entry)
 
 
 def definition(entry: Any, pins: Lock) -> str:

@@ -13,6 +13,7 @@ from workflow.data.lock import (
     UNRESOLVED,
     Lock,
     Pin,
+    builder_code,
     definition,
     describe,
     hub_id,
@@ -32,18 +33,38 @@ def pin_all(config: Config, report: Any = print) -> list[str]:
     wanted: list[Any] = [config.base_model] if isinstance(config.base_model, HubModel) else []
     wanted += [config.data_entry(name) for name in used_names(config)]
     for entry in wanted:
-        if _is_pinned(entry, pins):
+        if _is_pinned(entry, pins) and not _has_other_code(entry, pins):
+            continue
+        if _is_pinned(entry, pins) and not all(_is_at_hand(s, config, pins) for s in sources(entry)):
+            report(f"{entry.name}: built by other code than now; what it is built from is not here to build it again")
             continue
         try:
             pin = _pin(entry, config, pins)
+            if _is_pinned(entry, pins):
+                _require_equal(entry, pins[entry.name], pin)
         except (StoreError, ConfigError) as error:
             faults.append(str(error))
+            if _is_pinned(entry, pins):
+                continue  # the line stays: what it names is still what the results were made from
             pin = Pin(entry.name, UNRESOLVED, NONE, NONE, NONE, UNRESOLVED, NONE, _source(entry))
         else:
-            report(f"{pin.name}: {pin.id} ({pin.rows} rows)")
+            again = ", built again: the same bytes" if _is_pinned(entry, pins) else ""
+            report(f"{pin.name}: {pin.id} ({pin.rows} rows){again}")
         pins[entry.name] = pin
         write_pins([pin], LOCK)
     return faults or check_data(config, pins, report)
+
+
+def _has_other_code(entry: Any, pins: Lock) -> bool:
+    return not isinstance(entry, HubModel) and pins[entry.name].code != builder_code(entry)
+
+
+def _require_equal(entry: Any, old: Pin, new: Pin) -> None:
+    if new.md5 != old.md5:
+        raise DataError(
+            f"data ({entry.name}): its builder's code changed and builds other bytes (md5 {old.md5} -> {new.md5}). "
+            f"Bump BUILDERS[{entry.kind!r}] in workflow/data/lock.py if that is meant, or mend the code."
+        )
 
 
 def check_data(config: Config, pins: Lock, report: Any = print) -> list[str]:
@@ -109,7 +130,17 @@ def _pin(entry: Any, config: Config, pins: Lock) -> Pin:
         raise DataError(
             f"data ({entry.name}).md5: the file has {facts['md5']}, the config says {given}. Bring the right file."
         )
-    return Pin(entry.name, facts["md5"], facts["md5"], facts["sha256"], str(facts["rows"]), NONE, says, describe(entry))
+    return Pin(
+        entry.name,
+        facts["md5"],
+        facts["md5"],
+        facts["sha256"],
+        str(facts["rows"]),
+        NONE,
+        says,
+        describe(entry),
+        builder_code(entry),
+    )
 
 
 def _file(name: str, config: Config, pins: Lock) -> Path:
