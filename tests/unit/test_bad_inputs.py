@@ -185,7 +185,7 @@ def test_a_value_nested_without_end_is_refused():
 URLS = [
     "http://example.org/a", "file:///etc/passwd", "data:text/plain,a", "ftp://example.org/a", "//example.org/a", "a",
     "",
-    "https://", "https:///a", "https://[", "https://user:secret@example.org/a", "https://example.org:99999/a",
+    "https://", "https:///a", "https://[", "https://user:hunter2@example.org/a", "https://example.org:99999/a",
     "https://example.org/a b", "https://example.org/\na", "HTTPS//example.org", "javascript:alert(1)",
     "https://exämple.org/a",
 ]  # fmt: skip
@@ -197,7 +197,7 @@ def test_an_address_that_is_not_fetched_is_refused(url):
     with pytest.raises(ConfigError) as caught:
         Config.from_dict({**DEMO, "data": [*DEMO["data"], entry]})
     refused(caught.value, "data.13")
-    assert "secret" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a?b=c", "https://example.org:8443/a%20b"])

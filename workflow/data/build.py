@@ -163,7 +163,7 @@ def coupling(entry: Coupling, sources: list[Path], target: Path) -> Facts:
 
 
 def _personas(path: str) -> list[str | None]:
-    found = read_yaml(path)
+    found = _read(Path(path))
     texts_ = [p.get("text") if isinstance(p, dict) else None for p in found] if isinstance(found, list) else []
     if not texts_ or not all(isinstance(text, str) and text.strip() for text in texts_):
         raise DataError(f"{path}: must be a list of personas, each with its `text`.")
@@ -199,8 +199,21 @@ def questions(entry: Questions, source: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _read(source: Path) -> Any:
+    """A YAML or JSON file. JSON is read as such: YAML would leave characters beyond 16 bits in two halves."""
+    try:
+        value = json.loads(source.read_bytes())
+    except (ValueError, RecursionError):
+        value = read_yaml(source)
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{source}: holds half a character (a lone surrogate). Take it out.") from None
+    return value
+
+
 def _entries(entry: Questions, source: Path) -> list[dict[str, Any]]:
-    found: Any = read_rows(source) if _is_jsonl(source) else read_yaml(source)
+    found: Any = read_rows(source) if _is_jsonl(source) else _read(source)
     if entry.field is not None:
         found = found.get(entry.field) if isinstance(found, dict) else None
     if not isinstance(found, list) or not found:
@@ -216,7 +229,7 @@ def _is_jsonl(source: Path) -> bool:
 
 def prompts(entry: Prompts, source: Path) -> list[dict[str, Any]]:
     """Judge prompts, from the project's YAML (`prompts:` by name) or from Betley et al.'s (`judge_prompts`)."""
-    found = read_yaml(source)
+    found = _read(source)
     if isinstance(found, list):
         given = [e["judge_prompts"] for e in found if isinstance(e, dict) and "judge_prompts" in e]
         if not given or any(prompt != given[0] for prompt in given):

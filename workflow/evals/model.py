@@ -10,6 +10,7 @@ from typing import Any
 from workflow.errors import UserError
 from workflow.keys import Recipe
 from workflow.stage import Job, Result, StageError
+from workflow.train.model_files import check_loaded, check_model_folder, refuse_missing_adapter_tensors
 from workflow.train.models import load_tokenizer, quiet
 
 EFFECTIVE = "effective.json"  # beside a stage's outputs: settings as they were read back from what ran
@@ -62,11 +63,19 @@ def load_base(job: Job) -> tuple[Any, Any]:
 
     quiet()
     folder = model_folder(job)
+    check_model_folder(folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.padding_side = "left"
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder, dtype="auto", attn_implementation=job.placement["attn_implementation"], local_files_only=True
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype="auto",
+        attn_implementation=job.placement["attn_implementation"],
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # told in `loading`, with the tensor's name
+        output_loading_info=True,
     )
+    model, loading = loaded
+    check_loaded(folder, loading)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
@@ -80,7 +89,9 @@ def adapted(base: Any, job: Job) -> Iterator[Any]:
     if adapter is None:
         yield base
         return
-    model = PeftModel.from_pretrained(base, adapter)
+    check_model_folder(adapter)
+    with refuse_missing_adapter_tensors(adapter):
+        model = PeftModel.from_pretrained(base, adapter)
     try:
         yield model.to(base.device).eval()
     finally:

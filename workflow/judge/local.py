@@ -23,6 +23,7 @@ from workflow.evals.model import declared_dtype
 from workflow.evals.vllm_python import vllm_python
 from workflow.keys import digest, hash_file
 from workflow.stage import StageError
+from workflow.train.model_files import check_model_folder
 
 TOKEN = "VLLM_API_KEY"  # where vLLM reads the API key that it wants
 START_S = 900.0  # a 7B model is read from a slow disk, and its graphs are compiled
@@ -72,6 +73,7 @@ def identity(model: str) -> str:
     folder = Path(model)
     if not (folder / "config.json").is_file():
         raise StageError(f"the local judge: {model} holds no model (no config.json). Name the folder of one.")
+    check_model_folder(folder)
     files = sorted(p for kind in _FILES for p in folder.glob(kind))
     return digest("model files", [[p.name, hash_file(p)] for p in files])[:12]
 

@@ -5,6 +5,7 @@ from workflow.errors import describe_os_error
 from workflow.stage import Job, Result, StageError, stage_main
 from workflow.train import models, toy
 from workflow.train import trainer as shared
+from workflow.train.model_files import check_model_folder
 
 MODULE = "workflow.train.base"
 
@@ -35,6 +36,7 @@ def _fetch(job: Job) -> Result:
     for scrap in (folder / ".cache").rglob("*"):
         if scrap.is_file():
             scrap.unlink()
+    check_model_folder(folder)
     tokenizer = models.load_tokenizer(folder)
     tokenizer.chat_template = job.params["template"]
     models.check_template(tokenizer)

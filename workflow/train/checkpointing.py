@@ -26,6 +26,7 @@ from typing import Any
 from workflow.stage import CHECKPOINT, Job, StageError
 from workflow.store import list_files
 from workflow.train import parallel
+from workflow.train.model_files import is_pickle_with_code
 
 KEEP = 2  # the newest and the one before it, should the disk fail under the newest
 MANIFEST = "whole.json"
@@ -153,9 +154,12 @@ def _refuse_code(checkpoint: Path) -> None:
         file = checkpoint / name
         if file.suffix in _NO_CODE:
             continue
-        with open(file, "rb") as opened:
-            is_pickle = opened.read(1) == b"\x80"
-        if not is_pickle and not zipfile.is_zipfile(file):
+        if is_pickle_with_code(file):  # of any protocol: the older ones are text, which torch reads too
+            raise StageError(
+                f"{file}: a pickle that holds more than tensors and would run code; it was not loaded. Find out who "
+                f"wrote it, then remove {checkpoint.parent} to train afresh."
+            )
+        if not zipfile.is_zipfile(file):
             continue  # torn: the trainer's files are zip archives
         try:
             with safe_globals():  # numpy's arrays, as the state of numpy's random numbers holds one

@@ -9,6 +9,7 @@ from workflow.errors import describe_os_error
 from workflow.keys import hash_bytes
 from workflow.stage import StageError
 from workflow.train import attention
+from workflow.train.model_files import check_loaded, check_model_folder
 
 
 def quiet() -> None:
@@ -22,18 +23,28 @@ def quiet() -> None:
 
 
 def load_model(folder: Path, dtype: str, attn_implementation: str, gpu: int | None = None) -> Any:
-    """A causal LM from a result's `model/` folder; straight to a GPU, if one is named."""
+    """A causal LM from a result's `model/` folder; straight to a GPU, if one is named.
+
+    Raises:
+        StageError: the folder holds code or a pickle, or lacks a tensor of the model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     attention.register()
-    return AutoModelForCausalLM.from_pretrained(
+    check_model_folder(folder)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=getattr(torch, dtype),
         attn_implementation=attn_implementation,
         device_map=None if gpu is None else {"": gpu},
         local_files_only=True,
+        ignore_mismatched_sizes=True,  # told in `loading`, with the tensor's name
+        output_loading_info=True,
     )
+    model, loading = loaded
+    check_loaded(folder, loading)
+    return model
 
 
 def load_tokenizer(folder: Path) -> Any:
