@@ -34,7 +34,7 @@ from workflow.report.siblings import siblings_section
 from workflow.report.spread import blocks_section, outlier_section, sampling_section
 from workflow.report.study import CLAIMS, Study
 from workflow.report.tables import matrix_section
-from workflow.stats.claims import ClaimResult
+from workflow.stats.results import ClaimResult
 
 
 @dataclass(frozen=True)

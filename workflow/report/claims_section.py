@@ -9,11 +9,11 @@ from workflow.report.blocks import DASH, Block, Cell, Fold, Section, table
 from workflow.report.confounds import items_of, machines_of, refuse_equal_treatments
 from workflow.report.history import RuleOrigin
 from workflow.report.study import SCORED, Study
-from workflow.stats.claims import MATRICES, ClaimResult, evaluate_claim, false_support
-from workflow.stats.claims_rules import Member
+from workflow.stats.chance import MATRICES, false_support
+from workflow.stats.claims import evaluate_claim
 from workflow.stats.claims_schema import Claim, Claims
-from workflow.stats.evidence import Evidence, from_scores
-from workflow.stats.published import SingleRun
+from workflow.stats.evidence import Evidence, SingleRun, from_scores
+from workflow.stats.results import ClaimResult, Member
 from workflow.stats.text import interval_text, number, p_range_text, range_text
 from workflow.stats.verdicts import AGAINST, HOLDS
 

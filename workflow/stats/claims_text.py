@@ -1,19 +1,15 @@
 """The sentence of a claim: its template, filled with what was computed."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from workflow.stats import claims_schema as schema
-from workflow.stats.claims_rules import Member
+from workflow.stats.results import ClaimResult, Member
 from workflow.stats.samples import Sample
 from workflow.stats.text import interval_text, number, p_range_text, range_text
 from workflow.stats.verdicts import HOLDS
 
-if TYPE_CHECKING:
-    from workflow.stats.claims import ClaimResult
 
-
-def sentence_of(claim: schema.Claim, result: "ClaimResult", cells: Mapping[str, Sample]) -> str:
+def sentence_of(claim: schema.Claim, result: ClaimResult, cells: Mapping[str, Sample]) -> str:
     """The filled template; of what could not be tested, what was said and why nobody can tell."""
     if not result.members or result.verdict == "unverifiable":
         return f"{_capital(claim.said or claim.id)}: unverifiable ({result.reason})."
@@ -53,7 +49,7 @@ def member_text(member: Member) -> str:
     return f"{member.name} ({', '.join(part for part in parts if part)})"
 
 
-def _facts(claim: schema.Claim, result: "ClaimResult", cells: Mapping[str, Sample]) -> dict[str, str]:
+def _facts(claim: schema.Claim, result: ClaimResult, cells: Mapping[str, Sample]) -> dict[str, str]:
     """Every name of FACTS that a claim of this contrast has, as text."""
     members = result.members
     holds = HOLDS if isinstance(claim.rule, schema.Equivalence) else ("supported",)
