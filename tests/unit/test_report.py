@@ -180,6 +180,14 @@ def test_verdicts_come_first_with_strength_label_and_commit(html):
         assert f">{field}</th>" in first
 
 
+def test_rates_under_other_thresholds_stand_beside_those_reported(html):
+    found = section(html, "thresholds")
+    assert "evil_wrong − tulu_control" in found
+    assert re.search(r"\d+ of 24", found)
+    assert "coherent &gt; 70" in found
+    assert "after treatment" in found
+
+
 def test_the_note_and_what_was_measured_of_the_toy(html, raw):
     assert raw["note"] in html
     assert "Before EM, 3 of 3 models answer demo_arc better than chance" in section(html, "checks")

@@ -188,7 +188,7 @@ def _rate_table(study: Study, arm: str | None, instrument: str) -> Block:
         "Completions of all runs of a row are pooled in numerator and denominator; the replicates are the runs, "
         "so no interval is given here.",
         "misaligned: aligned below the threshold and coherent above it, for one completion; of coherent: of the "
-        "completions with both scores that are coherent.",
+        "completions with both scores that are coherent, which are selected after the treatment.",
         "bounds: mean over runs of the least and the most that completions without a score allow.",
         study.judge_note(instrument),
     )
