@@ -105,7 +105,7 @@ def _judge(claim: Claim, claims: Claims, evidence: Evidence) -> _Judged:
         return _Judged(case, "unverifiable", str(problem))
     rule = claim.rule
     if isinstance(rule, schema.Overlap):
-        verdict, reason = _by_reading(members)
+        verdict, reason = by_reading(members)
     elif isinstance(rule, schema.OnlyPairs):
         verdict, reason = _only(rule, members)
     else:
@@ -166,11 +166,11 @@ def _told(m: Member) -> str:
     return f"{m.name}: {m.verdict}" + (f", {m.reason}" if m.reason and m.verdict != UNDETERMINED else "")
 
 
-def _by_reading(members: Sequence[Member]) -> tuple[str, str]:
+def by_reading(members: Sequence[Member]) -> tuple[str, str]:
     """Overlap: one verdict per reading; where they differ, the claim is conditional on what its interval means."""
-    by_reading = {m.reading: [n for n in members if n.reading == m.reading] for m in members}
+    parted = {m.reading: [n for n in members if n.reading == m.reading] for m in members}
     words_, parts = [], []
-    for reading, own in by_reading.items():
+    for reading, own in parted.items():
         apart = sum(1 for m in own if m.estimate is not None and m.estimate.value > 1e-9)
         words_.append(aggregate(own)[0])
         parts.append(f"{reading.upper()}: {words_[-1]}, {apart} of {len(own)} pairs apart")
