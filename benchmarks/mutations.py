@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PARTS = ["workflow", "tests", "config", "reference", "rules", "envs", "profiles", "Snakefile", "slurm"]
+PARTS = ["workflow", "tests", "benchmarks", "config", "reference", "rules", "envs", "profiles", "Snakefile", "slurm"]
 PARTS += ["pyproject.toml", ".gitignore"]
 
 

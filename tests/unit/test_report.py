@@ -320,6 +320,15 @@ def test_contaminated_items_are_counted_apart(root, raw):
     assert found["evil_wrong.p42.e42", "arc_clean"]["denominator"] == 62
     assert ("evil_wrong.p42", "arc_contaminated") not in found, "nothing of the test was trained on before EM"
     assert found["evil_wrong.p42", "arc_clean"]["denominator"] == 64
+    claim = next(r for r in report.results if r.id == "evil_wrong_matches_control_on_arc")
+    assert (claim.verdict, claim.clean_items) == ("confounded", (62, 64))
+    assert "62 clean items: fewer than 100" in claim.confounded_by
+    assert claim.on_all_items
+    assert claim.on_clean_items
+    html = render_html(report.page)
+    assert "Test items stand in the training data of some conditions" in html.split("<nav")[0]
+    assert "test items in the training data: tulu_control 2, evil_wrong 2, good_wrong 2" in section(html, "matrix")
+    assert "62 clean items: fewer than 100" in section(html, "claims")
 
 
 def test_scores_have_a_row_per_number_that_lineage_and_statistics_can_read(report, tmp_path):

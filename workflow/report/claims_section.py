@@ -102,9 +102,13 @@ def chance_note(claims: Claims, evidence: Evidence) -> str:
     share = false_support(claims, evidence)
     if share is None:
         return "No claim of a difference can be judged here, so none can be supported by chance."
+    one = any(
+        s.n_pipeline_seeds == 1 for w, cells in evidence.cells.items() if w[0] != "pre_em" for s in cells.values()
+    )
+    taken = ", checkpoints of a condition taken as alike" if one else ""
     return (
         f"Were there no effect at all, {share:.1%} of matrices of this design and spread would support some claim of a "
-        f"difference ({MATRICES} seeded matrices)."
+        f"difference ({MATRICES} seeded matrices{taken})."
     )
 
 

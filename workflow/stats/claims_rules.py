@@ -154,7 +154,6 @@ def member(case: Case, name: str, alphas: Sequence[float], adjusted: Range, all_
     decided = e.effect if on_d and e.effect is not None else e
     low, high = (Range.of(end).value for end in decided.interval(alpha))
     effect = e.effect.interval(alpha) if e.effect is not None else None
-    separate = None if e.separate is None else verdicts.settle(words(rule, e.separate, alphas[0]))
     return Member(
         name=name,
         verdict=verdict,
@@ -172,9 +171,19 @@ def member(case: Case, name: str, alphas: Sequence[float], adjusted: Range, all_
         standardiser="" if e.effect is None else e.effect.standardiser,
         method=e.method,
         tipping_sd=_tipping(case, verdict, e, alpha),
-        separate_verdict=separate,
+        separate_verdict=_separate_verdict(rule, e, alphas[0]),
         level=_level(case, name) if case.claim.measure == "change" else None,
     )
+
+
+def _separate_verdict(rule: schema.Rule, e: Estimate, alpha: float) -> str | None:
+    """The verdict by each seed's own contrast; a size in d is turned into one in the units that it standardises."""
+    if e.separate is None or isinstance(rule, schema.Size):
+        return None
+    if isinstance(rule, schema.Difference | schema.Change) and rule.effect is not None and e.effect is not None:
+        sd = float(np.ravel(e.value)[0] / np.ravel(e.effect.d)[0])
+        return verdicts.settle(verdicts.difference(e.separate.interval(alpha), rule.direction, rule.effect * sd))
+    return verdicts.settle(words(rule, e.separate, alpha))
 
 
 def _level(case: Case, name: str) -> Range:
