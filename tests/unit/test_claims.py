@@ -113,6 +113,10 @@ def test_no_sentence_has_a_gap_or_a_float_sums_rest():
         assert "()" not in result.sentence
 
 
+def test_a_claim_of_a_change_tells_the_levels_that_it_led_to():
+    assert "to means of 25.21 to 28.15" in PUBLISHED["alignment_falls_in_every_condition"].sentence
+
+
 def test_every_shipped_claim_has_an_expected_verdict_and_every_finding_a_claim():
     assert {c.finding for c in CLAIMS.claims if c.finding} == {1, 2, 3, 4, 5, 6, 7}
     assert set(PUBLISHED) == set(VERDICTS_ON_THE_TABLE)

@@ -73,10 +73,9 @@ def _without_effects(evidence: Evidence, matrices: int, seed: int) -> dict[Where
 def _block_sds(cells: Mapping[str, Sample]) -> tuple[float, float]:
     """SD of pipeline seeds and of condition x seed; 0 and 1 where they cannot be told."""
     table = blocked.checkpoints(cells) if len(cells) > 1 else None
-    if table is None or not table.is_balanced:
+    if table is None or not table.is_balanced or len(table.seeds) < 2:
         return 0.0, 1.0
-    try:
-        whole = blocked.components(table.means[..., None])
-    except NotTestable:
-        return 0.0, 1.0
-    return float(np.sqrt(whole.var_seed)), blocked.fit(table).residual_sd
+    c, p = table.means.shape
+    ms_cp = float(np.square(blocked.residuals_of(table.means)).sum()) / ((c - 1) * (p - 1))
+    ms_p = c * float(table.means.mean(axis=0).var(ddof=1))
+    return float(np.sqrt(max(0.0, ms_p - ms_cp) / c)), float(np.sqrt(ms_cp)) or 1.0

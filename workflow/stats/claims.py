@@ -93,7 +93,8 @@ def evaluate_claim(claim: Claim, claims: Claims, evidence: Evidence) -> ClaimRes
         rule=claim.rule.model_dump_json(exclude_none=True),
         rests_on=evidence.rests_on(judged.case.where, names) if judged.case else (evidence.source,),
     )
-    return replace(result, sentence=sentence_of(claim, result, cells))
+    levels = judged.case.levels if judged.case is not None and judged.members else {}
+    return replace(result, sentence=sentence_of(claim, result, cells, levels))
 
 
 def _judge(claim: Claim, claims: Claims, evidence: Evidence) -> _Judged:

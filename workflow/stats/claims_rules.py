@@ -35,6 +35,13 @@ class Case:
         return self.evidence.samples(self.where, conditions_of(self.claim, self.claims))
 
     @cached_property
+    def levels(self) -> dict[str, Sample]:
+        """The levels themselves, where the cells are changes."""
+        if self.where[0] != CHANGE:
+            return self.cells
+        return self.evidence.samples(("post_em", *self.where[1:]), list(self.cells))
+
+    @cached_property
     def around(self) -> dict[str, Sample]:
         """Every condition that bears on the error: the claim's own and those of the matrix, of the same unit."""
         unit = next(iter(self.cells.values())).unit
@@ -188,8 +195,8 @@ def _separate_verdict(rule: schema.Rule, e: Estimate, alpha: float) -> str | Non
 
 def _level(case: Case, name: str) -> Range:
     """The same comparison of the levels after EM."""
-    weights, here = case.comparisons[name], case.evidence.cells["post_em", *case.where[1:]]
-    values = apart([here[c] for c in weights])
+    weights = case.comparisons[name]
+    values = apart([case.levels[c] for c in weights])
     return Range.of(sum(w * v.mean(axis=-1) for w, v in zip(weights.values(), values, strict=True)))
 
 
