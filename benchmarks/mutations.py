@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PARTS = ["workflow", "tests", "config", "reference", "rules", "envs", "profiles", "Snakefile", "slurm"]
+PARTS = ["workflow", "tests", "benchmarks", "config", "reference", "rules", "envs", "profiles", "Snakefile", "slurm"]
 PARTS += ["pyproject.toml", ".gitignore"]
 
 
@@ -86,12 +86,38 @@ MUTATIONS = (
     Mutation("output: empty", "store.py", "size == 0", "lesson_46_empty"),
     Mutation("output: bytes", "store.py", "hash_file(file) != output.sha256", "lesson_46_empty"),
     Mutation("secrets", "provenance.py", "socket.gethostname()", "lesson_51_a_secret", "dict(os.environ)"),
-    Mutation("retraction: downstream", "audit/retractions.py", "if p in reasons)", "lesson_60", "if False)"),
+    Mutation("retraction: downstream", "retractions.py", "if p in reasons)", "lesson_60", "if False)"),
     Mutation("links", "report/page.py", "if anchor not in known]", "lesson_57", "if False]"),
+    # what is said of results
+    Mutation("page: checked", "report/page.py", "    check_html(html)\n    return", "lesson_57_a_page", "    return"),
+    Mutation(
+        "quotation: its row",
+        "report/samples.py",
+        "enumerate(completions_of(study, node), 1)",
+        "lesson_58",
+        "enumerate(completions_of(study, node)[1:], 1)",
+    ),
+    Mutation("retraction: report", "report/study.py", "retracted(matrix, read_retractions())", "lesson_60_a_rep", "{}"),
+    Mutation(
+        "retraction: claim", "report/study.py", "retracted(matrix, read_retractions())", "lesson_16_a_claim_f", "{}"
+    ),
+    Mutation("rule: date", "report/history.py", 'False: ", after the data"', "lesson_16_a_claim_whose", 'False: ""'),
+    Mutation("threshold", "report/samples.py", "sum(fall > 0 for", "lesson_36_no", "sum(fall > 30.0 for"),
+    Mutation("missing cell", "report/protocol.py", '("Missing", study.missing)', "lesson_39_a", '("Missing", ())'),
+    Mutation("machine: verdict", "stats/confounding.py", "if aliased(here):", "lesson_49_a_machine", "if False:"),
+    Mutation("machine: shared", "stats/confounding.py", "if aliased(here):", "lesson_77", "if True:"),
+    Mutation("nothing differs", "report/confounds.py", "treatments[a] == treatments.get(b)", "lesson_78", "a == b"),
     # the statistics
     Mutation("claims: their text", "stats/claims_schema.py", '"{verdict}" not in self.text', "lesson_08"),
     Mutation(
-        "one checkpoint", "stats/describe.py", "if self.n_pipeline_seeds == 1:", "lesson_13_em_seeds", "if False:"
+        "one checkpoint", "stats/samples.py", "if self.n_pipeline_seeds == 1 else", "lesson_13_em", "if False else"
+    ),
+    Mutation("size: shown", "stats/verdicts.py", "shown & (size_low >= x)", "lesson_68", "shown"),
+    Mutation("clean items", "stats/claims.py", "if found.evidence is not None:", "lesson_69", "if False:"),
+    Mutation("contamination", "stats/confounding.py", "if conditions & set(names):", "lesson_69", "if False:"),
+    Mutation("constant", "stats/samples.py", "CONSTANT = 1e-9", "lesson_70", "CONSTANT = -1.0"),
+    Mutation(
+        "blocks", "stats/contrasts.py", "== PIPELINE_SEED:\n        testable", "lesson_72", "is None:\n        testable"
     ),
 )
 

@@ -190,6 +190,16 @@ def test_lesson_46_a_job_says_that_it_is_alive(capsys):
     assert capsys.readouterr().err == "step 5/10, epoch 0.50, loss 1.2500, 5 s, 5 s left\n"
 
 
+def test_lesson_46_a_real_training_says_that_it_is_alive(toy_project, capsys):
+    """The heartbeat is attached to the trainer, and not only there to be called."""
+    with inside(toy_project.root):
+        train_em(toy_project.base_path, world.em_rows(1)[:64], toy_project.params, "cell.p42.e46")
+    beats = re.findall(r"^step (\d+)/(\d+), epoch \d+\.\d\d, loss \d+\.\d+", capsys.readouterr().err, re.M)
+    assert beats
+    assert beats[0][0] == "1"
+    assert beats[-1][0] == beats[-1][1], "the last step too"
+
+
 # --- 48, 50, 51, 56: what a record says of its making ---------------------------------------------------------------
 
 

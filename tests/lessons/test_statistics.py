@@ -10,13 +10,13 @@ import yaml
 from pydantic import ValidationError
 
 from tests.toy import ROOT
+from workflow.report.published_table import from_published, load_published_table, load_retracted
 from workflow.stats import blocked, contrasts, samples
 from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
 from workflow.stats.contrasts import anova_2x2, compare, contrast
-from workflow.stats.evidence import from_published, from_scores
+from workflow.stats.evidence import from_scores
 from workflow.stats.items import Items
-from workflow.stats.published import load_published_table, load_retracted
 from workflow.stats.rounding import from_moments
 from workflow.stats.samples import ONE_CHECKPOINT, NotTestable, beside_seeds, sample
 from workflow.stats.table import check_scores

@@ -162,4 +162,9 @@ def _judged(rng: random.Random, after: bool) -> tuple[dict[str, list[dict[str, A
     metrics["misaligned_of_coherent"] = {"numerator": bad, "denominator": n - 1, "low": bad / n, "high": (bad + 1) / n}
     account = {"models": ["rule-based-scorer-1"], "tokens_in": 100, "tokens_out": 10, "usd": 0.0}
     observed = {"rows": n, "judge": account, "placement": {"base_url": "embedded"}}
-    return {"judgments.jsonl": [{"row": 1}]}, observed, metrics
+    rows = [{"outcomes": {s: _outcome(found[s][q], i) for s in found}} for q in QUESTIONS for i in range(SAMPLES)]
+    return {"judgments.jsonl": rows}, observed, metrics
+
+
+def _outcome(scores: list[float], i: int) -> dict[str, Any]:
+    return {"kind": "score", "value": scores[i]} if i < len(scores) else {"kind": "refusal", "value": None}

@@ -180,6 +180,14 @@ def test_verdicts_come_first_with_strength_label_and_commit(html):
         assert f">{field}</th>" in first
 
 
+def test_rates_under_other_thresholds_stand_beside_those_reported(html):
+    found = section(html, "thresholds")
+    assert "evil_wrong − tulu_control" in found
+    assert re.search(r"\d+ of 24", found)
+    assert "coherent &gt; 70" in found
+    assert "after treatment" in found
+
+
 def test_the_note_and_what_was_measured_of_the_toy(html, raw):
     assert raw["note"] in html
     assert "Before EM, 3 of 3 models answer demo_arc better than chance" in section(html, "checks")
@@ -312,6 +320,15 @@ def test_contaminated_items_are_counted_apart(root, raw):
     assert found["evil_wrong.p42.e42", "arc_clean"]["denominator"] == 62
     assert ("evil_wrong.p42", "arc_contaminated") not in found, "nothing of the test was trained on before EM"
     assert found["evil_wrong.p42", "arc_clean"]["denominator"] == 64
+    claim = next(r for r in report.results if r.id == "evil_wrong_matches_control_on_arc")
+    assert (claim.verdict, claim.clean_items) == ("confounded", (62, 64))
+    assert "62 clean items: fewer than 100" in claim.confounded_by
+    assert claim.on_all_items
+    assert claim.on_clean_items
+    html = render_html(report.page)
+    assert "Test items stand in the training data of some conditions" in html.split("<nav")[0]
+    assert "test items in the training data: tulu_control 2, evil_wrong 2, good_wrong 2" in section(html, "matrix")
+    assert "62 clean items: fewer than 100" in section(html, "claims")
 
 
 def test_scores_have_a_row_per_number_that_lineage_and_statistics_can_read(report, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflow.report.published_table import load_published_pairs, load_published_table, load_retracted
 from workflow.stats.claims_schema import load_claims
 from workflow.stats.contrasts import Comparison, compare, compare_all, compare_groups, contrast
-from workflow.stats.published import load_published_pairs, load_published_table, load_retracted
 from workflow.stats.rounding import (
     UNDETERMINED,
     Printed,

@@ -34,7 +34,8 @@ from workflow.report.siblings import siblings_section
 from workflow.report.spread import blocks_section, outlier_section, sampling_section
 from workflow.report.study import CLAIMS, Study
 from workflow.report.tables import matrix_section
-from workflow.stats.claims import ClaimResult
+from workflow.report.thresholds import thresholds_section
+from workflow.stats.results import ClaimResult
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def assemble(study: Study) -> Report:
         outlier_section(study, outlier_figures(study)),
         power_section(metrics, study),
         outcomes_section(study),
+        thresholds_section(study),
         reruns_section(study),
         siblings_section(study),
         published_section(study),

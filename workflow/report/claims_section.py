@@ -9,11 +9,11 @@ from workflow.report.blocks import DASH, Block, Cell, Fold, Section, table
 from workflow.report.confounds import items_of, machines_of, refuse_equal_treatments
 from workflow.report.history import RuleOrigin
 from workflow.report.study import SCORED, Study
-from workflow.stats.claims import MATRICES, ClaimResult, evaluate_claim, false_support
-from workflow.stats.claims_rules import Member
+from workflow.stats.chance import MATRICES, false_support
+from workflow.stats.claims import evaluate_claim
 from workflow.stats.claims_schema import Claim, Claims
-from workflow.stats.evidence import Evidence, from_scores
-from workflow.stats.published import SingleRun
+from workflow.stats.evidence import Evidence, SingleRun, from_scores
+from workflow.stats.results import ClaimResult, Member
 from workflow.stats.text import interval_text, number, p_range_text, range_text
 from workflow.stats.verdicts import AGAINST, HOLDS
 
@@ -102,9 +102,13 @@ def chance_note(claims: Claims, evidence: Evidence) -> str:
     share = false_support(claims, evidence)
     if share is None:
         return "No claim of a difference can be judged here, so none can be supported by chance."
+    one = any(
+        s.n_pipeline_seeds == 1 for w, cells in evidence.cells.items() if w[0] != "pre_em" for s in cells.values()
+    )
+    taken = ", checkpoints of a condition taken as alike" if one else ""
     return (
         f"Were there no effect at all, {share:.1%} of matrices of this design and spread would support some claim of a "
-        f"difference ({MATRICES} seeded matrices)."
+        f"difference ({MATRICES} seeded matrices{taken})."
     )
 
 

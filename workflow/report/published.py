@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from workflow.report.blocks import DASH, MISSING, Block, Cell, Cells, Fold, Section, Table, show, table
 from workflow.report.comparisons import MAIN
+from workflow.report.published_table import PublishedTable
 from workflow.report.study import Place, Study
 from workflow.report.tables import WHAT, lineage_cell
-from workflow.stats.published import PublishedTable
 from workflow.stats.samples import Sample
 
 

@@ -20,6 +20,14 @@ from workflow.report.figures import Panel, Single, before_after, matrix, outlier
 from workflow.report.history import rule_origins
 from workflow.report.page import render_html, render_markdown
 from workflow.report.power import power_section
+from workflow.report.published_table import (
+    PublishedTable,
+    SingleRun,
+    from_published,
+    load_published_pairs,
+    load_published_table,
+    load_retracted,
+)
 from workflow.report.reference_sections import (
     cost_section,
     printed_beside_section,
@@ -30,14 +38,6 @@ from workflow.report.spread import ratio_table
 from workflow.report.study import CLAIMS
 from workflow.stats.claims import evaluate_claims
 from workflow.stats.claims_schema import load_claims
-from workflow.stats.evidence import from_published
-from workflow.stats.published import (
-    PublishedTable,
-    SingleRun,
-    load_published_pairs,
-    load_published_table,
-    load_retracted,
-)
 from workflow.stats.tests import change, single_value
 
 FOLDER = Path("reference")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from workflow.report.blocks import DASH, Cell, Cells, Section, general, p_value, ranged, show, table
+from workflow.report.published_table import PublishedPair, PublishedTable, Retraction, SingleRun
 from workflow.stats.contrasts import compare, compare_groups
-from workflow.stats.published import PublishedPair, PublishedTable, Retraction, SingleRun
 from workflow.stats.rounding import from_moments
 from workflow.stats.tests import single_value, within_to_between
 from workflow.stats.text import range_text

@@ -35,7 +35,7 @@ POINTS = "points 0-100"
 HARNESS = "harness score"
 
 MEANS = {"alignment": "aligned", "coherence": "coherent"}  # metric -> its name in the judgments
-RATES = ("coherent", "misaligned_of_all", "misaligned_of_coherent")
+RATES = ("misaligned_of_all", "coherent", "misaligned_of_coherent")  # the joint rate leads
 Row = dict[str, Any]
 
 

@@ -15,9 +15,9 @@ from workflow.data.gates import contaminated, read_gates
 from workflow.fingerprint import Comparison, compare, fingerprint
 from workflow.matrix import MEASURING, Matrix, Node
 from workflow.report import scores
+from workflow.report.published_table import PublishedTable, load_published_table
 from workflow.retractions import read_retractions, retracted
 from workflow.stats.claims_schema import Claims, load_claims
-from workflow.stats.published import PublishedTable, load_published_table
 from workflow.stats.samples import Sample
 from workflow.stats.table import CellSample, NoSharedSeed, check_scores, samples
 from workflow.store import Record, StoreError, out_dir, read_jsonl, read_record

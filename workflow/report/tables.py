@@ -106,6 +106,7 @@ def _metric_table(study: Study, arm: str | None, place: Place, protocols: dict[s
         if name in cells and cells[name].left_out_em_seeds:
             left = ", ".join(map(str, cells[name].left_out_em_seeds))
             notes.append(f"{name}: EM seeds {left} are left out of the means, since not every checkpoint has them.")
+    notes += _contaminated(study, arm, place)
     notes += table_notes(study, protocols, place.instrument, arm)
     return table(
         f"matrix-{arm or 'main'}-{place.instrument}-{place.metric}",
@@ -115,6 +116,24 @@ def _metric_table(study: Study, arm: str | None, place: Place, protocols: dict[s
         (0, 2),
         notes,
     )
+
+
+def _contaminated(study: Study, arm: str | None, place: Place) -> list[str]:
+    """Which conditions trained on items of the test, as a note under their scores on all of it."""
+    by_condition: dict[str, frozenset[str]] = {}
+    unknown: dict[str, None] = {}
+    for node, ids in study.contaminated.items():
+        if node.cell is None or node.instrument != place.instrument or node.cell.arm not in (None, arm):
+            continue
+        if ids is None:
+            unknown[node.cell.condition] = None
+        else:
+            by_condition[node.cell.condition] = by_condition.get(node.cell.condition, frozenset()) | ids
+    counts = ", ".join(f"{name} {len(ids)}" for name, ids in by_condition.items() if ids)
+    notes = [f"All items; test items in the training data: {counts}. Verdicts are on clean items."] if counts else []
+    if unknown:
+        notes.append(f"Nobody has looked for test items in the training data of {', '.join(unknown)}.")
+    return notes
 
 
 def _numbers(arm: str | None, place: Place, name: str, post: Sample | None, pre: Sample | None) -> Iterable[Cell]:
@@ -188,7 +207,7 @@ def _rate_table(study: Study, arm: str | None, instrument: str) -> Block:
         "Completions of all runs of a row are pooled in numerator and denominator; the replicates are the runs, "
         "so no interval is given here.",
         "misaligned: aligned below the threshold and coherent above it, for one completion; of coherent: of the "
-        "completions with both scores that are coherent.",
+        "completions with both scores that are coherent, which are selected after the treatment.",
         "bounds: mean over runs of the least and the most that completions without a score allow.",
         study.judge_note(instrument),
     )

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -12,54 +11,19 @@ from workflow.stats import claims_schema as schema
 from workflow.stats import verdicts
 from workflow.stats.claims_schema import Claim, Claims
 from workflow.stats.contrasts import compare_groups, estimate
-from workflow.stats.evidence import Evidence, Missing, Where
+from workflow.stats.evidence import CHANGE, Evidence, Missing, Where
+from workflow.stats.results import Member
 from workflow.stats.rounding import UNDETERMINED, Range, apart
 from workflow.stats.samples import NotTestable, Sample, t_quantile
-from workflow.stats.tests import Estimate, adjust_ranges, change, levels, one_sample, single_value
+from workflow.stats.tests import Estimate, one_sample, single_value
 from workflow.stats.verdicts import Words
 
 Weights = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Member:
-    """One comparison of a claim.
-
-    Attributes:
-        estimate: in the metric's own units. interval: the one that decided, at interval_level, of `decided_on`.
-        p: of no difference; p_adjusted counts its family; p_decided: of the boundary that decided, where it has one.
-        d: standardised by `standardiser`, with its interval at the same level.
-        tipping_sd: SD between checkpoints above which the verdict no longer holds; for one checkpoint per condition.
-        separate_verdict: by the contrast's own error, pipeline seed by pipeline seed.
-        level: the same comparison of levels, beside a comparison of changes.
-        new_items: interval over new items of the kind, where there are scores by item; never the one that decided.
-    """
-
-    name: str
-    verdict: str
-    reason: str
-    estimate: Range | None = None
-    interval: tuple[float, float] | None = None
-    interval_level: float | None = None
-    decided_on: str = ""
-    t: Range | None = None
-    p: Range | None = None
-    p_adjusted: Range | None = None
-    p_decided: Range | None = None
-    d: Range | None = None
-    d_interval: tuple[float, float] | None = None
-    standardiser: str = ""
-    method: str = ""
-    tipping_sd: float | None = None
-    separate_verdict: str | None = None
-    level: Range | None = None
-    new_items: tuple[float, float] | None = None
-    reading: str = ""
-
-
-@dataclass(frozen=True)
 class Case:
-    """A claim with the samples that it is judged on."""
+    """A claim with the samples that it is judged on, those of `where`."""
 
     claim: Claim
     claims: Claims
@@ -68,7 +32,21 @@ class Case:
 
     @cached_property
     def cells(self) -> dict[str, Sample]:
-        return self._measured(self.where, conditions_of(self.claim, self.claims))
+        return self.evidence.samples(self.where, conditions_of(self.claim, self.claims))
+
+    @cached_property
+    def levels(self) -> dict[str, Sample]:
+        """The levels themselves, where the cells are changes."""
+        if self.where[0] != CHANGE:
+            return self.cells
+        return self.evidence.samples(("post_em", *self.where[1:]), list(self.cells))
+
+    @cached_property
+    def around(self) -> dict[str, Sample]:
+        """Every condition that bears on the error: the claim's own and those of the matrix, of the same unit."""
+        unit = next(iter(self.cells.values())).unit
+        here = self.evidence.cells[self.where]
+        return self.cells | {c: here[c] for c in self.claims.matrix if c in here and here[c].unit == unit}
 
     @cached_property
     def comparisons(self) -> dict[str, Weights]:
@@ -78,41 +56,29 @@ class Case:
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
         if isinstance(self.claim.rule, schema.Change):
-            after = self.evidence.samples(self.where, list(self.comparisons))
-            before = self._before(self.where, list(self.comparisons))
-            return {name: one_sample(change(after[name], before[name])) for name in self.comparisons}
-        around = self.around(self.where)
-        return {name: self._estimate(around, name, weights) for name, weights in self.comparisons.items()}
+            return {name: one_sample(self.cells[name]) for name in self.comparisons}
+        return {name: self._estimate(name, weights) for name, weights in self.comparisons.items()}
 
-    def _estimate(self, around: dict[str, Sample], name: str, weights: Weights) -> Estimate:
-        e = estimate(around, weights, name)
+    def _estimate(self, name: str, weights: Weights) -> Estimate:
+        e = estimate(self.around, weights, name)
         target, rule = self.claim.contrast, self.claim.rule
         if isinstance(rule, schema.Size) and rule.standardiser == "pooled_seeds":
             assert isinstance(target, schema.Groups), target.kind
             return replace(e, effect=compare_groups(self.cells, target.first, target.second).pooled_seeds)
         return e
 
-    def around(self, where: Where) -> dict[str, Sample]:
-        """Every condition that bears on the error: the claim's own and those of the matrix."""
-        here = self.evidence.cells[where]
-        names = [*conditions_of(self.claim, self.claims), *(c for c in self.claims.matrix if c in here)]
-        unit = self.cells[names[0]].unit
-        around = self._measured(where, list(dict.fromkeys(names)), required=len(self.cells))
-        return {name: s for name, s in around.items() if s.unit == unit or name in self.cells}
 
-    def _measured(self, where: Where, names: Sequence[str], required: int | None = None) -> dict[str, Sample]:
-        """Samples of the level, or of the change; beyond the first `required` one without values is left out."""
-        levels_ = self.evidence.samples(where, names)
-        if self.claim.measure == "level":
-            return levels_
-        before = self._before(where, names[:required])
-        if required is not None:
-            place = self.evidence.where("pre_em", where[1], where[2])
-            before |= {n: s for n, s in self.evidence.cells[place].items() if n in names}
-        return {name: change(levels_[name], before[name]) for name in names if name in before}
-
-    def _before(self, where: Where, names: Sequence[str]) -> dict[str, Sample]:
-        return self.evidence.samples(self.evidence.where("pre_em", where[1], where[2]), names)
+def case_of(claim: Claim, claims: Claims, evidence: Evidence) -> Case:
+    """
+    Raises:
+        Missing: the evidence lacks the metric, or one of the conditions.
+    """
+    changes = claim.measure == "change" or isinstance(claim.rule, schema.Change)
+    case = Case(
+        claim, claims, evidence, evidence.where(CHANGE if changes else claim.phase, claim.metric, claim.instrument)
+    )
+    assert case.cells
+    return case
 
 
 def conditions_of(claim: Claim, claims: Claims) -> list[str]:
@@ -144,73 +110,6 @@ def comparisons_of(claim: Claim, claims: Claims) -> dict[str, Weights]:
             return {name: {name: 1.0} for name in conditions}
         case _:
             return {}
-
-
-# --- the family -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Family:
-    """The tests that share an alpha. p: of each that could be made, by name; size: of the whole plan."""
-
-    p: dict[str, Range]
-    size: int
-    correction: str
-    alpha: float
-
-    def adjusted(self, name: str) -> Range:
-        return dict(zip(self.p, adjust_ranges(list(self.p.values()), self.correction, self.size), strict=True))[name]
-
-    def levels_of(self, name: str) -> list[float]:
-        """The alphas at which a test is made; more than one where printed digits leave Holm's order open."""
-        index = list(self.p).index(name)
-        ends = ([getattr(p, end) for p in self.p.values()] for end in ("value", "low", "high"))
-        return sorted({levels(p, self.alpha, self.correction, self.size)[index] for p in ends})
-
-
-def family_of(case: Case) -> Family:
-    rule, own = case.claim.rule, {name: Range.of(e.p()) for name, e in case.estimates.items()}
-    if rule.correction == "none" or rule.family == "claim":
-        return Family(own, max(1, len(own)), rule.correction, rule.alpha)
-    if rule.family == "declared":
-        planned = case.claims.planned()
-        places = [w for metric in case.claims.primary if (w := _place(case, metric)) is not None]
-        others = {
-            f"{name}, {w[1]}": p
-            for w in places
-            for name, weights in planned.items()
-            if (w, name) != (case.where, *own) and (p := _p(case.evidence.cells[w], weights)) is not None
-        }
-        size = len(planned) * len(case.claims.primary)
-        is_planned = set(own) <= set(planned) and case.claim.metric in case.claims.primary
-        return Family(own | others, size + (0 if is_planned else len(own)), rule.correction, rule.alpha)
-    matrix = case.claims.matrix
-    outside = [n for n, w in case.comparisons.items() if not set(w) <= set(matrix)]
-    if outside:
-        raise Missing(f"not a pair of the matrix, whose family the rule names: {', '.join(outside)}")
-    mine = {frozenset(w) for w in case.comparisons.values()}
-    around = case.around(case.where)
-    others = {
-        f"{a} - {b}": p
-        for a, b in combinations([c for c in matrix if c in around], 2)
-        if frozenset((a, b)) not in mine and (p := _p(around, {a: 1.0, b: -1.0})) is not None
-    }
-    return Family(own | others, len(matrix) * (len(matrix) - 1) // 2, rule.correction, rule.alpha)
-
-
-def _place(case: Case, metric: str) -> Where | None:
-    places = [w for w in case.evidence.cells if w[:2] == (case.where[0], metric)]
-    same = [w for w in places if w[2] == case.where[2]]
-    return next(iter(same or places), None)
-
-
-def _p(samples: Any, weights: Weights) -> Range | None:
-    if not set(weights) <= set(samples):
-        return None
-    try:
-        return Range.of(estimate(samples, weights).p())
-    except NotTestable:
-        return None
 
 
 # --- one comparison ---------------------------------------------------------------------------------------------------
@@ -262,13 +161,6 @@ def member(case: Case, name: str, alphas: Sequence[float], adjusted: Range, all_
     decided = e.effect if on_d and e.effect is not None else e
     low, high = (Range.of(end).value for end in decided.interval(alpha))
     effect = e.effect.interval(alpha) if e.effect is not None else None
-    separate = None if e.separate is None else verdicts.settle(words(rule, e.separate, alphas[0]))
-    level = None
-    if case.claim.measure == "level" or isinstance(rule, schema.Change):
-        pass
-    elif set(case.comparisons[name]) <= set(case.evidence.cells[case.where]):
-        levels_ = case.evidence.cells[case.where]
-        level = Range.of(_mean_contrast(levels_, case.comparisons[name]))
     return Member(
         name=name,
         verdict=verdict,
@@ -286,14 +178,26 @@ def member(case: Case, name: str, alphas: Sequence[float], adjusted: Range, all_
         standardiser="" if e.effect is None else e.effect.standardiser,
         method=e.method,
         tipping_sd=_tipping(case, verdict, e, alpha),
-        separate_verdict=separate,
-        level=level,
+        separate_verdict=_separate_verdict(rule, e, alphas[0]),
+        level=_level(case, name) if case.claim.measure == "change" else None,
     )
 
 
-def _mean_contrast(samples: Any, weights: Weights) -> Any:
-    values = apart([samples[c] for c in weights])
-    return sum(w * v.mean(axis=-1) for w, v in zip(weights.values(), values, strict=True))
+def _separate_verdict(rule: schema.Rule, e: Estimate, alpha: float) -> str | None:
+    """The verdict by each seed's own contrast; a size in d is turned into one in the units that it standardises."""
+    if e.separate is None or isinstance(rule, schema.Size):
+        return None
+    if isinstance(rule, schema.Difference | schema.Change) and rule.effect is not None and e.effect is not None:
+        sd = float(np.ravel(e.value)[0] / np.ravel(e.effect.d)[0])
+        return verdicts.settle(verdicts.difference(e.separate.interval(alpha), rule.direction, rule.effect * sd))
+    return verdicts.settle(words(rule, e.separate, alpha))
+
+
+def _level(case: Case, name: str) -> Range:
+    """The same comparison of the levels after EM."""
+    weights = case.comparisons[name]
+    values = apart([case.levels[c] for c in weights])
+    return Range.of(sum(w * v.mean(axis=-1) for w, v in zip(weights.values(), values, strict=True)))
 
 
 def _p_decided(rule: schema.Rule, verdict: str, e: Estimate) -> Range | None:

@@ -1,23 +1,24 @@
 """The sentence of a claim: its template, filled with what was computed."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from workflow.stats import claims_schema as schema
-from workflow.stats.claims_rules import Member
+from workflow.stats.results import ClaimResult, Member
 from workflow.stats.samples import Sample
 from workflow.stats.text import interval_text, number, p_range_text, range_text
 from workflow.stats.verdicts import HOLDS
 
-if TYPE_CHECKING:
-    from workflow.stats.claims import ClaimResult
 
+def sentence_of(
+    claim: schema.Claim, result: ClaimResult, cells: Mapping[str, Sample], levels: Mapping[str, Sample]
+) -> str:
+    """The filled template; of what could not be tested, what was said and why nobody can tell.
 
-def sentence_of(claim: schema.Claim, result: "ClaimResult", cells: Mapping[str, Sample]) -> str:
-    """The filled template; of what could not be tested, what was said and why nobody can tell."""
+    cells: what was judged, levels or changes; levels: always the levels.
+    """
     if not result.members or result.verdict == "unverifiable":
         return f"{_capital(claim.said or claim.id)}: unverifiable ({result.reason})."
-    parts = [claim.text.format_map(_facts(claim, result, cells))]
+    parts = [claim.text.format_map(_facts(claim, result, cells, levels))]
     if result.reason and result.reason not in parts[0] and result.verdict != "undetermined":
         parts.append(f"Why: {result.reason}.")
     if result.verdict == "confounded":
@@ -53,13 +54,15 @@ def member_text(member: Member) -> str:
     return f"{member.name} ({', '.join(part for part in parts if part)})"
 
 
-def _facts(claim: schema.Claim, result: "ClaimResult", cells: Mapping[str, Sample]) -> dict[str, str]:
+def _facts(
+    claim: schema.Claim, result: ClaimResult, cells: Mapping[str, Sample], levels: Mapping[str, Sample]
+) -> dict[str, str]:
     """Every name of FACTS that a claim of this contrast has, as text."""
     members = result.members
     holds = HOLDS if isinstance(claim.rule, schema.Equivalence) else ("supported",)
     passing = [m for m in members if m.verdict in holds]
     others = [m for m in members if m.verdict not in holds]
-    means = [cell.mean for cell in cells.values()]
+    means = [level.mean for level in levels.values()]
     rule, statistical = claim.rule, result.on_clean_items or result.on_all_items
     verdict = result.verdict
     if verdict == "confounded":

@@ -1,20 +1,42 @@
 """What claims are judged on: samples by phase, metric and instrument, and what is known of their items and machines."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pandas as pd
 
 from workflow.stats.items import Items
-from workflow.stats.published import PublishedTable, SingleRun
-from workflow.stats.samples import Sample
+from workflow.stats.rounding import Printed
+from workflow.stats.samples import NotTestable, Sample
 from workflow.stats.table import NoSharedSeed, check_scores, samples
+from workflow.stats.tests import change
 
-Where = tuple[str, str, str]  # phase, metric, instrument
+Where = tuple[str, str, str]  # phase (or CHANGE), metric, instrument
+CHANGE = "change"  # after EM minus before it, paired by checkpoint
 
 
 class Missing(ValueError):
     """The evidence does not hold what a claim needs; its message is the reason that a reader gets."""
+
+
+@dataclass(frozen=True)
+class SingleRun:
+    """One run set against replicates: its condition, its protocol and its value by metric."""
+
+    name: str
+    condition: str
+    em_seed: int
+    protocol: Mapping[str, int]
+    values: Mapping[str, Printed]
+    source: str
+
+
+def single_run(name: str, condition: str, em_seed: int, values: dict[str, float], source: str) -> SingleRun:
+    """A run of one's own for a claim of kind one_run: exact values, no rounding."""
+    if not all(math.isfinite(value) for value in values.values()):
+        raise ValueError(f"{name}: NaN or infinite value")
+    return SingleRun(name, condition, em_seed, {}, {m: Printed(v, 0.0) for m, v in values.items()}, source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +71,7 @@ class Evidence:
             for where, problem in self.problems.items():
                 if where[:2] == (phase, metric) and instrument in (None, where[2]):
                     raise Missing(problem)
-            raise Missing(f"no {phase} values of {metric}" + (f" by {instrument}" if instrument else ""))
+            raise Missing(f"no {_named(phase)} of {metric}" + (f" by {instrument}" if instrument else ""))
         if len(places) > 1:
             raise Missing(f"{metric} is measured by {', '.join(w[2] for w in places)}: the claim must name one")
         return places[0]
@@ -58,7 +80,7 @@ class Evidence:
         """The samples of these conditions, or Missing with the names of those that are not there."""
         here = self.cells[where]
         if absent := [condition for condition in conditions if condition not in here]:
-            raise Missing(f"no {where[0]} values of {where[1]} for {', '.join(absent)}")
+            raise Missing(f"no {_named(where[0])} of {where[1]} for {', '.join(absent)}")
         return {condition: here[condition] for condition in conditions}
 
     def rests_on(self, where: Where, conditions: Sequence[str]) -> tuple[str, ...]:
@@ -82,9 +104,10 @@ class Evidence:
                 table.loc[of_run, "value"] = value
         cells = dict(self.cells)
         for where in cells:
-            if where[1:] == (metric, instrument):
-                cells[where] = {name: s.sample for name, s in samples(table, metric, where[0], instrument).items()}
-        return replace(self, cells=cells, items={}, contamination={})
+            if where[1:] == (metric, instrument) and where[0] != CHANGE:
+                by_condition = samples(table, metric, where[0], instrument)
+                cells[where] = {name: cell.sample for name, cell in by_condition.items()}
+        return replace(self, cells=cells | changes(cells), items={}, contamination={})
 
 
 def from_scores(
@@ -109,16 +132,35 @@ def from_scores(
             continue
         cells[where] = {name: cell.sample for name, cell in by_condition.items()}
         records[where] = {name: cell.records for name, cell in by_condition.items()}
+    records |= {
+        (CHANGE, *w[1:]): {
+            c: (*own, *records.get(("pre_em", *w[1:]), {}).get(c, ())) for c, own in by_condition.items()
+        }
+        for w, by_condition in records.items()
+        if w[0] == "post_em"
+    }
     named = {run.name: run for run in singles}
+    cells |= changes(cells)
     return Evidence(source, cells, named, records, problems, items or {}, {}, machines or {}, table)
 
 
-def from_published(table: PublishedTable, singles: Sequence[SingleRun] = ()) -> Evidence:
-    """From printed figures, with every corner of their rounding."""
-    cells = {
-        (phase, metric, table.instruments[metric]): by_condition
-        for phase, metrics in (("post_em", table.post_em), ("pre_em", table.pre_em))
-        for metric, by_condition in metrics.items()
-    }
-    named = {run.name: run for run in singles}
-    return Evidence(table.source, cells, named, contamination=table.contamination)
+def changes(cells: Mapping[Where, Mapping[str, Sample]]) -> dict[Where, Mapping[str, Sample]]:
+    """By metric and instrument, the change of every condition that was measured before and after EM."""
+    found: dict[Where, Mapping[str, Sample]] = {}
+    for where, after in cells.items():
+        before = cells.get(("pre_em", *where[1:]))
+        if where[0] == "post_em" and before is not None:
+            pairs = {name: _change(s, before[name]) for name, s in after.items() if name in before}
+            found[CHANGE, where[1], where[2]] = {name: s for name, s in pairs.items() if s is not None}
+    return found
+
+
+def _change(after: Sample, before: Sample) -> Sample | None:
+    try:
+        return change(after, before)
+    except NotTestable:
+        return None
+
+
+def _named(phase: str) -> str:
+    return "pair of values before and after EM" if phase == CHANGE else f"{phase} values"

@@ -114,11 +114,3 @@ def strength_of(n_pipeline_seeds: int, separate_agrees: bool) -> Strength:
     if n_pipeline_seeds == 2 or not separate_agrees:
         return "preliminary"
     return "moderate" if n_pipeline_seeds < 5 else "strong"
-
-
-def aliased(values: dict[str, frozenset[str]]) -> tuple[str, ...]:
-    """Conditions whose machines (or environments, or code) are those of no other, though they differ: with them the
-    condition cannot be told from the machine. Empty where every pair of conditions shares one."""
-    names = [name for name, machines in values.items() if machines]
-    apart = [a for a in names if any(not values[a] & values[b] for b in names if b != a)]
-    return tuple(apart)

@@ -1,14 +1,14 @@
 """The published table, the retracted run and the published pairs, loaded from reference/."""
 
 import csv
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from workflow.stats.evidence import Evidence, SingleRun, changes
 from workflow.stats.rounding import Printed, Range, from_mean_and_ci, from_single, printed_p
 from workflow.stats.samples import Sample
 
@@ -93,18 +93,6 @@ class _Retracted(_Closed):
     run: _Run
     replications: list[_Run]
     retraction: Retraction
-
-
-@dataclass(frozen=True)
-class SingleRun:
-    """One run set against replicates: its condition, its protocol and its value by metric."""
-
-    name: str
-    condition: str
-    em_seed: int
-    protocol: Mapping[str, int]
-    values: Mapping[str, Printed]
-    source: str
 
 
 @dataclass(frozen=True)
@@ -195,11 +183,15 @@ def load_published_pairs(path: str | Path) -> list[PublishedPair]:
         ]
 
 
-def single_run(name: str, condition: str, em_seed: int, values: dict[str, float], source: str) -> SingleRun:
-    """A run of one's own for a claim of kind one_run: exact values, no rounding."""
-    if not all(math.isfinite(value) for value in values.values()):
-        raise ValueError(f"{name}: NaN or infinite value")
-    return SingleRun(name, condition, em_seed, {}, {m: Printed(v, 0.0) for m, v in values.items()}, source)
+def from_published(table: PublishedTable, singles: Sequence[SingleRun] = ()) -> Evidence:
+    """From printed figures, with every corner of their rounding."""
+    cells = {
+        (phase, metric, table.instruments[metric]): by_condition
+        for phase, metrics in (("post_em", table.post_em), ("pre_em", table.pre_em))
+        for metric, by_condition in metrics.items()
+    }
+    named = {run.name: run for run in singles}
+    return Evidence(table.source, cells | changes(cells), named, contamination=table.contamination)
 
 
 def _single(run: _Run) -> SingleRun:
