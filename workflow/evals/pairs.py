@@ -253,4 +253,4 @@ def effective_faults(recipe: Recipe, out: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    stage_main(MODULE, run, together=run_together)
+    stage_main(MODULE, run)
