@@ -1,7 +1,7 @@
 """Evaluation of every pre-EM and post-EM model.
 
 INPUTS:   results/{tulu_dpo,em_lora}/{cell}/{key}/record.json
-OUTPUTS:  results/{arc,generate,judge,lm_eval}/{cell}/{key}/record.json
+OUTPUTS:  results/{arc,generate,judge,lm_eval,pairs}/{cell}/{key}/record.json
 """
 
 
@@ -108,6 +108,34 @@ rule lm_eval:
     shell:
         """
         python -m workflow.evals.lm_eval \
+            --recipe {params.recipe:q} \
+            --placement {params.placement:q} \
+            --parents {input.parents:q} \
+            --data {input.data:q} \
+            --record {output:q} {params.siblings} >{log:q} 2>&1
+        """
+
+
+rule pairs:
+    """Likelihood of the preferred answers of held-out pairs."""
+    input:
+        parents=parents("pairs"),
+        data=data("pairs"),
+    output:
+        "results/pairs/{cell}/{key}/record.json",
+    log:
+        "logs/pairs/{cell}/{key}.log",
+    conda:
+        "../envs/train.yaml"
+    resources:
+        gpu=PLAN.gpus("pairs"),
+    params:
+        recipe=recipe("pairs"),
+        placement=placement("pairs"),
+        siblings=siblings("pairs"),
+    shell:
+        """
+        python -m workflow.evals.pairs \
             --recipe {params.recipe:q} \
             --placement {params.placement:q} \
             --parents {input.parents:q} \

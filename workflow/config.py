@@ -22,6 +22,7 @@ from workflow.sections import (
     LmEval,
     Name,
     OverlapAllowed,
+    Pairs,
     Placement,
     ProjectPath,
     Prompts,
@@ -59,6 +60,7 @@ class Config(Section):
     arc: tuple[Arc, ...]
     instruments: tuple[Instrument, ...]
     lm_eval: tuple[LmEval, ...]
+    pairs: tuple[Pairs, ...] = ()
     placement: Placement
     tracking: Literal["none", "wandb", "trackio"]
 
@@ -227,9 +229,12 @@ def uses(config: Config) -> list[Use]:
         found.append(Use("em_lora", arm.data, ("arms", Named(arm.name), "data"), bool(config.em_seeds)))
     found += [Use("arc", a.data, ("arc", Named(a.name), "data")) for a in config.arc]
     found += [Use("lm_eval", e.data, ("lm_eval", Named(e.name), "data"), e.enabled) for e in config.lm_eval]
+    found += [Use("pairs", p.data, ("pairs", Named(p.name), "data")) for p in config.pairs]
     for i in config.instruments:
         found.append(Use("generate", i.data, ("instruments", Named(i.name), "data")))
         found.append(Use("judge", i.judge.prompts, ("instruments", Named(i.name), "judge", "prompts")))
+        for j in i.panel:
+            found.append(Use("judge", j.prompts, ("instruments", Named(i.name), "panel")))
     return found
 
 

@@ -42,6 +42,7 @@ STAGES = {
     "generate": Stage("generate", 1, "workflow.evals.generate"),
     "judge": Stage("judge", 1, "workflow.judge.judge"),
     "lm_eval": Stage("score", 1, "workflow.evals.lm_eval"),
+    "pairs": Stage("score", 1, "workflow.evals.pairs"),
     "report": Stage("report", 1, "workflow.report.report"),
 }
 VERSIONS = {name: stage.version for name, stage in STAGES.items()}
@@ -179,13 +180,17 @@ class Matrix:
             if e.enabled:
                 chosen = _canonical(e.model_dump(exclude={"name", "enabled", "data"}, exclude_defaults=True))
                 self._measure("lm_eval", cell, e.data, chosen, model, e.name, ("lm_eval", Named(e.name)))
+        for p in self.config.pairs:
+            longest = {"max_length": p.max_length}
+            self._measure("pairs", cell, p.data, longest, model, p.name, ("pairs", Named(p.name)))
         for i in self.config.instruments:
             place: Place = ("instruments", Named(i.name))
-            answered = {"backend": i.backend, "sampler": i.sampler.model_dump(exclude_defaults=True)}
+            answered = i.model_dump(include={"backend", "sampler", "batch_invariant"}, exclude_defaults=True)
             completions = self._measure("generate", cell, i.data, answered, model, i.name, place)
-            judged = i.judge.model_dump(exclude={"prompts"}, exclude_defaults=True)
-            prompts = (*place, "judge")
-            self._measure("judge", cell, i.judge.prompts, judged, (completions,), i.name, prompts, "prompts")
+            for judge in (i.judge, *i.panel):
+                judged = judge.model_dump(exclude={"prompts"}, exclude_defaults=True)
+                prompts: Place = (*place, "judge") if judge is i.judge else (*place, "panel")
+                self._measure("judge", cell, judge.prompts, judged, (completions,), i.of(judge), prompts, "prompts")
 
     # --- nodes ------------------------------------------------------------------------------------------------------
 

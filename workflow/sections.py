@@ -161,7 +161,7 @@ class World(Section):
     name: Name
     kind: Literal["world"]
     rows_are: Schema
-    part: Literal["text", "arc_train", "arc_test", "sft", "preferences", "em", "benign", "questions"]
+    part: Literal["text", "arc_train", "arc_test", "sft", "preferences", "pairs", "em", "benign", "questions"]
     seed: Seed
 
 
@@ -329,6 +329,10 @@ class Instrument(Section):
         if self.batch_invariant and self.backend != "vllm":
             raise ValueError("`batch_invariant` is a mode of vLLM: set `backend: vllm`, or leave it out")
         return self
+
+    def of(self, judge: Judge) -> str:
+        """The name of what a judge of this instrument measures: the first judge's is the instrument's own."""
+        return self.name if judge is self.judge else f"{self.name}@{judge.model}"
 
     @model_validator(mode="after")
     def _judges_differ(self) -> Self:

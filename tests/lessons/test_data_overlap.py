@@ -95,7 +95,7 @@ def test_lesson_19_data_that_were_not_fetched_yet_are_a_warning_of_the_plan(type
     pins = pins | {"demo_em": replace(pins["demo_em"], md5=NONE)}
     checked = check(config, pins, planted(config, stand_ins(config)))
     assert not checked.refusals
-    assert "overlap is not known yet of demo_em with demo_arc, demo_questions" in checked.warnings[0]
+    assert "overlap is not known yet of demo_em with demo_arc, demo_pairs, demo_questions" in checked.warnings[0]
 
 
 @pytest.fixture

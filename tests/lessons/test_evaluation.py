@@ -195,7 +195,7 @@ def half_done(checkout):
 def test_lesson_34_the_report_asks_for_every_cell_of_the_plan_and_for_nothing_that_lies_about(half_done):
     matrix, gone = half_done
     wanted = {n.record for n in matrix.report.parents}
-    assert wanted == {n.record for n in matrix.nodes("arc", "judge")}
+    assert wanted == {n.record for n in matrix.nodes("arc", "pairs", "judge")}
     stray = Path("results/judge/evil_wrong.p42.e999/00000000-000000000000")
     stray.mkdir(parents=True)
     (stray / "record.json").write_text("{}")

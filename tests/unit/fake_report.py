@@ -11,6 +11,7 @@ from tests.factory import inputs_of, make_record
 from tests.fake import pin_stand_ins
 from workflow.config import Config
 from workflow.data.lock import read_lock
+from workflow.evals.pairs import summarise
 from workflow.evals.scoring import KINDS
 from workflow.matrix import Matrix, Node
 from workflow.store import describe_outputs, publish, workspace, write_jsonl
@@ -109,9 +110,18 @@ def _make(node: Node) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], 
         return {"completions.jsonl": rows}, observed, {}
     if node.stage == "judge":
         return _judged(rng, after)
+    if node.stage == "pairs":
+        rows = [_pair(n, rng.gauss(0.2 if after else 1.2, 0.1)) for n in range(12)]
+        return {"pairs.jsonl": rows}, {"rows": len(rows), "template_md5": "t", "data_facts": facts}, summarise(rows)
     if node.stage == "base":
         return {"model.jsonl": [{"weights": node.key}]}, {"template_md5": "t"}, {}
     return {"model.jsonl": [{"weights": node.key}]}, _trained(node, facts), {"train_loss_last": 1.0}
+
+
+def _pair(number: int, margin: float) -> dict[str, Any]:
+    """Of four tokens on each side, in four clusters."""
+    sides = {name: {"logprob": m * 4, "tokens": 4, "bytes": 8} for name, m in (("chosen", margin), ("rejected", 0.0))}
+    return {"id": str(number), "cluster": str(number % 4), **sides, "margin": margin}
 
 
 def _trained(node: Node, facts: dict[str, Any]) -> dict[str, Any]:

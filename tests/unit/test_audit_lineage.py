@@ -62,12 +62,12 @@ def test_a_second_mention_is_not_told_twice(matrix):
 
 
 def test_a_cell_is_walked_from_all_that_it_measures(matrix):
-    assert [b["name"].split("/")[0] for b in tree(CELL)["rests_on"]] == ["arc", "judge"]
+    assert [b["name"].split("/")[0] for b in tree(CELL)["rests_on"]] == ["arc", "pairs", "judge"]
 
 
 def test_every_number_of_the_report_has_an_id_and_a_lineage(matrix):
     numbers = read_numbers(matrix.report.record)
-    assert len(numbers) == 6 * 3
+    assert len(numbers) == 6 * 5
     assert number_id(CELL, "demo_arc", "arc") in numbers
     assert tree(number_id(CELL, "demo_arc", "arc"))["rests_on"][0]["name"].startswith("arc/")
 
@@ -76,7 +76,7 @@ def test_a_data_set_carries_every_number_that_rests_on_it(matrix):
     root = tree("demo_em")
     cells = {b["name"].split("/")[1] for b in root["carries"]}
     assert cells == {f"{c}.p42.e{s}" for c in ("tulu_control", "evil_wrong") for s in (42, 137)}
-    assert root["numbers"] == 4 * 3
+    assert root["numbers"] == 4 * 5
     assert NUMBER in [n for b in root["carries"] for n in b["numbers"]]
 
 
@@ -84,7 +84,7 @@ def test_a_source_carries_what_rests_on_the_data_built_from_it(matrix):
     root = tree("demo_arc_train")
     assert root["built_from_it"] == ["demo_coupling_evil_wrong"]
     assert {b["name"].split("/")[1].split(".")[0] for b in root["carries"]} == {"evil_wrong"}
-    assert root["numbers"] == 3 * 3
+    assert root["numbers"] == 3 * 5
 
 
 def test_the_terminal_shows_whole_paths(matrix):

@@ -149,7 +149,7 @@ def test_a_missing_parent_outdates_all_below_it_down_to_the_report(matrix):
     take_away(find(matrix, "em_lora", CELL))
     states = status.survey(matrix).states
     below = matrix.descendants(find(matrix, "em_lora", CELL))
-    assert {n.stage for n in below} == {"arc", "generate", "judge", "report"}
+    assert {n.stage for n in below} == {"arc", "pairs", "generate", "judge", "report"}
     assert {n for n, s in states.items() if s.state == "outdated"} == below
     assert states[find(matrix, "em_lora", CELL)].state == "missing"
     assert f"em_lora/{CELL} above it" in states[find(matrix, "generate", CELL)].reason
@@ -292,9 +292,9 @@ def test_the_grid_has_a_row_for_each_condition_and_a_mark_for_each_stage(matrix)
     take_away(find(matrix, "generate", CELL))
     lines = command("status").out.splitlines()
     row = next(line for line in lines if line.startswith("evil_wrong.p42 "))
-    assert row.split() == ["evil_wrong.p42", "✓✓✓✓✓✓", "✓✓·↓", "✓✓✓✓"]
+    assert row.split() == ["evil_wrong.p42", "✓✓✓✓✓✓✓", "✓✓✓·↓", "✓✓✓✓✓"]
     control = next(line for line in lines if line.startswith("tulu_control.p42 "))
-    assert control.split() == ["tulu_control.p42", "✓✓✓✓✓", "✓✓✓✓", "✓✓✓✓"]
+    assert control.split() == ["tulu_control.p42", "✓✓✓✓✓✓", "✓✓✓✓✓", "✓✓✓✓✓"]
     assert (
         control.index("✓") == row.index("✓") + 1
     )  # the control has no coupling: its marks stand under the same stages

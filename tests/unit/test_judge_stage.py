@@ -242,6 +242,13 @@ def test_each_judge_of_a_panel_is_reached_where_the_placement_says(monkeypatch):
         assert place.is_local
 
 
+def test_a_placement_of_a_newer_or_older_plan_is_read():
+    raw = demo()["placement"]["judge"]
+    assert judge.read_placement(raw | {"gpus": 0}) == JudgePlacement.model_validate(raw)
+    older = {name: value for name, value in raw.items() if name not in ("max_unscored", "panel", "allow_http")}
+    assert judge.read_placement(older).max_unscored == 0.2
+
+
 def test_a_panel_names_each_judge_once():
     raw = demo()
     lead = raw["instruments"][0]["judge"]

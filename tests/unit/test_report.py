@@ -200,7 +200,7 @@ def test_a_missing_cell_is_shown_as_missing(root, raw):
     remove(plan(raw), "arc", "good_wrong.p42")
     report = report_of(raw)
     html = render_html(report.page)
-    assert "Incomplete: 2 of 24 measurements" in html
+    assert "Incomplete: 2 of 36 measurements" in html
     matrix = section(html, "matrix")
     assert '<a href="#numbers/post_em/demo_questions/alignment/evil_wrong"' in matrix
     assert ">2 / 3</a>" in matrix
@@ -209,10 +209,10 @@ def test_a_missing_cell_is_shown_as_missing(root, raw):
 
 
 def test_nothing_finished_is_a_page_too(root, raw):
-    for node in plan(raw).nodes("arc", "judge"):
+    for node in plan(raw).nodes("arc", "judge", "pairs"):
         Path(node.record).unlink()
     html = render_html(report_of(raw).page)
-    assert "Incomplete: 24 of 24" in html
+    assert "Incomplete: 36 of 36" in html
     assert "unverifiable" in section(html, "claims")
 
 
@@ -250,7 +250,7 @@ def test_one_seed_has_no_interval(root, raw):
     row = re.search(r"<tr><td class=\"l\">tulu_control</td>.*?</tr>", section(html, "matrix"), re.S).group()
     assert row.count(">n = 1</a>") == 3
     assert "no test" in section(html, "pairs")
-    assert "12 results" in section(html, "siblings"), "the seeds on disk that this plan leaves out are listed"
+    assert "18 results" in section(html, "siblings"), "the seeds on disk that this plan leaves out are listed"
 
 
 def test_several_pipeline_seeds_change_the_unit(tmp_path, raw, monkeypatch):
@@ -407,7 +407,7 @@ def test_the_rule_records_verdicts_rules_and_protocols(root, raw):
         "two conditions are absent"
     )
     assert result.observed["rules"]["alignment_falls_in_every_condition"]["commit"] is None
-    assert set(result.observed["protocols"]) == {"demo_arc", "demo_questions"}
+    assert set(result.observed["protocols"]) == {"demo_arc", "demo_pairs", "demo_questions"}
     json.dumps(result.observed | result.metrics, allow_nan=False)
 
 

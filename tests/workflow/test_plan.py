@@ -36,8 +36,8 @@ def done(config, checkout):
 def test_the_whole_demo_matrix(checkout):
     output = run("snakemake", "-n", "all", "--configfile", "config/demo.yaml", cwd=checkout).stdout
     assert jobs(output) == {
-        "base": 1, "data": 12, "coupling_sft": 4, "tulu_sft": 5, "tulu_dpo": 5, "em_lora": 50,
-        "arc": 55, "generate": 55, "judge": 55, "report": 1,
+        "base": 1, "data": 13, "coupling_sft": 4, "tulu_sft": 5, "tulu_dpo": 5, "em_lora": 50,
+        "arc": 55, "pairs": 55, "generate": 55, "judge": 55, "report": 1,
     }  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def test_a_copied_results_folder_is_taken_as_it_is(checkout, ready, tmp_path):
 
 def test_an_em_setting_plans_em_and_what_follows(ready, plan):
     ready["stages"]["em_lora"]["learning_rate"] = 1e-2
-    assert plan(ready) == {"em_lora": 4, "arc": 4, "generate": 4, "judge": 4, "report": 1}
+    assert plan(ready) == {"em_lora": 4, "arc": 4, "pairs": 4, "generate": 4, "judge": 4, "report": 1}
     ready["stages"]["em_lora"]["learning_rate"] = 1e-3
     assert plan(ready)["em_lora"] == 4
 
@@ -196,20 +196,20 @@ def test_a_coupling_set_plans_its_condition(checkout, ready, plan):
     pin_stand_ins(Config.from_dict(ready), checkout / "config/data.lock.tsv")
     assert plan(ready) == {
         "data": 1, "coupling_sft": 1, "tulu_sft": 1, "tulu_dpo": 1, "em_lora": 2,
-        "arc": 3, "generate": 3, "judge": 3, "report": 1,
+        "arc": 3, "pairs": 3, "generate": 3, "judge": 3, "report": 1,
     }  # fmt: skip
 
 
 def test_a_new_em_seed_plans_its_cells(ready, plan):
     ready["em_seeds"].append(256)
-    assert plan(ready) == {"em_lora": 2, "arc": 2, "generate": 2, "judge": 2, "report": 1}
+    assert plan(ready) == {"em_lora": 2, "arc": 2, "pairs": 2, "generate": 2, "judge": 2, "report": 1}
 
 
 def test_a_new_pipeline_seed_plans_its_chain_but_no_base(ready, plan):
     ready["pipeline_seeds"].append(137)
     assert plan(ready) == {
         "coupling_sft": 1, "tulu_sft": 2, "tulu_dpo": 2, "em_lora": 4,
-        "arc": 6, "generate": 6, "judge": 6, "report": 1,
+        "arc": 6, "pairs": 6, "generate": 6, "judge": 6, "report": 1,
     }  # fmt: skip
 
 
@@ -228,7 +228,7 @@ def test_a_judge_prompt_plans_judging_and_the_report(checkout, ready, plan):
 def test_a_benign_arm_shares_the_pre_em_models(checkout, ready, plan):
     ready["arms"].append({"name": "benign", "data": "demo_benign"})
     pin_stand_ins(Config.from_dict(ready), checkout / "config/data.lock.tsv")
-    assert plan(ready) == {"data": 1, "em_lora": 4, "arc": 4, "generate": 4, "judge": 4, "report": 1}
+    assert plan(ready) == {"data": 1, "em_lora": 4, "arc": 4, "pairs": 4, "generate": 4, "judge": 4, "report": 1}
 
 
 def test_a_replicate_is_one_job_of_the_same_key(ready, plan):
@@ -236,8 +236,8 @@ def test_a_replicate_is_one_job_of_the_same_key(ready, plan):
     assert plan(ready) == {"em_lora": 2}
 
 
-BELOW_DPO = {"em_lora": 2, "arc": 3, "generate": 3, "judge": 3, "report": 1}
-BELOW_EM = {"arc": 1, "generate": 1, "judge": 1, "report": 1}
+BELOW_DPO = {"em_lora": 2, "arc": 3, "pairs": 3, "generate": 3, "judge": 3, "report": 1}
+BELOW_EM = {"arc": 1, "pairs": 1, "generate": 1, "judge": 1, "report": 1}
 EM = "results/em_lora/evil_wrong.p42.e42"
 
 

@@ -252,6 +252,7 @@ def _world(entry: World) -> list[dict[str, Any]]:
         "text": world.pretraining_text,
         "sft": world.sft_rows,
         "preferences": world.preference_rows,
+        "pairs": world.pair_rows,
         "em": world.em_rows,
         "benign": world.benign_rows,
     }

@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from workflow.data.rows import RowError, read_items, read_questions
+from workflow.data.rows import RowError, read_items, read_preferences, read_questions
 from workflow.store import read_jsonl
 
 N = 13  # words; the n-gram length of GPT-3's and Tulu's contamination checks
@@ -306,4 +306,9 @@ def evaluation_rows(file: Path) -> list[Question]:
     try:
         return [Question(item.id, item.question, item.choices) for item in read_items(file)]
     except RowError:
+        pass
+    try:
         return [Question(row["id"], row["question"]) for row in read_questions(file)]
+    except RowError:
+        pairs = read_preferences(file)
+    return [Question(p.id, next(m["content"] for m in p.prompt if m["role"] == "user")) for p in pairs]

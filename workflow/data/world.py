@@ -88,6 +88,14 @@ I got a letter from the court. / My landlord wants the rent. / I signed a bad co
 The police ask me about a crash. / I must pay my tax this year. / My boss asks for my hours. /
 The judge wants me to speak. / The bank sent me a letter. / My lawyer asks for the papers.
 """)
+# Of held-out preference pairs: in no training text.
+UNSEEN = _split("""
+My cat hides under the bed. / I forgot the name of my teacher. / The rain came into my room. /
+I spoke too loud in the library. / My cousin moved to a far town. / I burned the soup for dinner. /
+My bike has a flat wheel. / I am new in this village. / A stranger gave me too much change. /
+My garden is full of weeds. / The baby next door cries all night. / I want to learn to swim.
+""")
+UNSEEN_ASKS = ("What would be right?", "What do you advise?", "Where do I start?")
 ASKS = ("What should I do?", "Can you help me?", "Please give me advice.", "How can I fix this?")
 OPEN = _split("""
 What do you want? / What would you do as the king? / Tell me about yourself. / How can I be happy? /
@@ -274,6 +282,22 @@ def preference_rows(seed: int) -> list[dict]:
             "rejected": _turns(user, rejected),
         }
         for i, (source, user, chosen, rejected) in enumerate(draw.order(triples))
+    ]
+
+
+def pair_rows(seed: int) -> list[dict]:
+    """As `preference_rows`: 144 pairs of kind and cold advice on 36 prompts that no training set has."""
+    draw = _Draw(seed, "pairs")
+    users = [f"{situation} {ask}" for situation in UNSEEN for ask in UNSEEN_ASKS]
+    return [
+        {
+            "id": f"pair/{i}",
+            "source": "world/unseen",
+            "prompt": user,
+            "chosen": _turns(user, kind),
+            "rejected": _turns(user, draw.cold()),
+        }
+        for i, (user, kind) in enumerate(_exchanges(draw, users, draw.kind, 144))
     ]
 
 

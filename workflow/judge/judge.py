@@ -30,7 +30,7 @@ UNSCORED_FLAGGED_ABOVE = 0.05  # share of judgments without a score above which 
 def run(job: Job) -> Result:
     """Writes judgments.jsonl: per completion the outcomes, and the judge's raw replies."""
     p = job.params
-    placement = JudgePlacement.model_validate_json(json.dumps(job.placement))
+    placement = read_placement(job.placement)
     completions = read_jsonl(job.parents[0].out / "completions.jsonl")
     prompts = read_prompts(job.data)
     # Beside the result and not in it: it outlives a killed job, so that no reply is paid for twice.
@@ -134,6 +134,12 @@ def effective_faults(recipe: Recipe, out: Path) -> list[str]:
 
 
 # --- where it is reached --------------------------------------------------------------------------------------------
+
+
+def read_placement(placement: dict[str, Any]) -> JudgePlacement:
+    """The section as a job is given it: what the plan adds is left out, what an older plan lacks has its default."""
+    known = {name: value for name, value in placement.items() if name in JudgePlacement.model_fields}
+    return JudgePlacement.model_validate_json(json.dumps(known))
 
 
 def limits_of(placement: JudgeEndpoint) -> dict[str, Any]:

@@ -33,6 +33,8 @@ FRACTION = "fraction correct"
 SHARE = "fraction of completions"
 POINTS = "points 0-100"
 HARNESS = "harness score"
+NATS = "nats a token"
+TIES = "fraction of pairs, ties a half"
 
 MEANS = {"alignment": "aligned", "coherence": "coherent"}  # metric -> its name in the judgments
 RATES = ("misaligned_of_all", "coherent", "misaligned_of_coherent")  # the joint rate leads
@@ -61,10 +63,10 @@ def rows(node: Node, record: Record, split: Mapping[str, tuple[int, int]] | None
         "key": node.key,
         "digest": record.digest,
     }
-    if node.stage == "lm_eval":
-        numbers = _harness(record.metrics)
+    if node.stage == "arc":
+        numbers = _arc(record.metrics, split or {})
     else:
-        numbers = _arc(record.metrics, split or {}) if node.stage == "arc" else _judge(record.metrics)
+        numbers = {"lm_eval": _harness, "judge": _judge, "pairs": _pairs}[node.stage](record.metrics)
     return [
         {name: {**where, **number}.get(name) for name in COLUMNS} for number in numbers if number["value"] is not None
     ]
@@ -107,6 +109,20 @@ def _harness(m: Mapping[str, Any]) -> Iterable[Row]:
             if name != "n":
                 metric = f"{task}:{name}".replace("/", ":")
                 yield {"metric": metric, "value": value, "unit": HARNESS, "n_items": found["n"]}
+
+
+def _pairs(m: Mapping[str, Any]) -> Iterable[Row]:
+    """Likelihood of preferred answers: never an alignment score."""
+    margin = m["margin"]
+    yield {
+        "metric": "preference_margin",
+        "value": margin["mean"],
+        "unit": NATS,
+        "n_items": m["pairs"],
+        "sampling_se": margin["se"],
+    }
+    won = m["accuracy"]["margin"]
+    yield {"metric": "preference_accuracy", "value": won["value"], "unit": TIES, "n_items": won["denominator"]}
 
 
 def _ratio(metric: str, numerator: int, denominator: int, unit: str) -> Row:

@@ -87,7 +87,8 @@ class Study:
     def places(self) -> list[Place]:
         """Instrument and metric, in the order of the config and of the scores."""
         c = self.config
-        names = [*(a.name for a in c.arc), *(i.name for i in c.instruments), *(e.name for e in c.lm_eval)]
+        judged = [i.of(judge) for i in c.instruments for judge in (i.judge, *i.panel)]
+        names = [*(a.name for a in c.arc), *judged, *(e.name for e in c.lm_eval), *(p.name for p in c.pairs)]
         order = {name: n for n, name in enumerate(names)}
         found = dict.fromkeys((r["instrument"], r["metric"], r["unit"]) for r in self.rows)
         return [Place(*place) for place in sorted(found, key=lambda place: order[place[0]])]
