@@ -439,7 +439,7 @@ class TrainPlacement(Section):
     per_device_train_batch_size: Positive | None = Field(None, description="rows at once on each process")
     tokens_per_device: Positive | None = Field(None, description="tokens at once on each process, in joined rows")
     gradient_checkpointing: bool
-    checkpoint_every: Positive = Field(1, description="recompute every n-th layer; 1: all of them")
+    checkpoint_layers: Positive | None = Field(None, description="so many layers are recomputed; null: all of them")
     attn_implementation: Literal["eager", "sdpa", "varlen", "flash_attention_2", "flash_attention_3"]
     kernels: Literal["torch", "fused"] = Field("torch", description="fused: Liger's kernels, and AdamW in one kernel")
     together: Positive = Field(1, description="EM seeds of one checkpoint that one process trains at the same time")
@@ -461,8 +461,11 @@ class TrainPlacement(Section):
             raise ValueError("give exactly one of per_device_train_batch_size and tokens_per_device")
         if self.tokens_per_device is not None and self.attn_implementation in ("eager", "sdpa"):
             raise ValueError("tokens_per_device joins rows without padding: set attn_implementation: varlen")
-        if self.together > 1 and (self.world_size > 1 or self.attn_implementation != "varlen"):
-            raise ValueError("`together` trains seeds in one process over joined rows: world_size 1 and varlen")
+        alone = self.world_size == 1 and self.attn_implementation == "varlen" and not self.gradient_checkpointing
+        if self.together > 1 and not alone:
+            raise ValueError(
+                "`together` needs world_size: 1, attn_implementation: varlen, gradient_checkpointing: false"
+            )
         return self
 
 

@@ -277,7 +277,7 @@ def test_lesson_60_a_retraction_takes_everything_downstream_with_it(matrix):
     assert {(n.stage, n.label) for n in found} == {
         ("tulu_dpo", "evil_wrong.p42"),
         *(("em_lora", f"evil_wrong.p42.e{seed}") for seed in (42, 137)),
-        *((s, f"evil_wrong.p42{cell}") for s in ("arc", "pairs", "generate", "judge") for cell in ("", ".e42", ".e137")),
+        *((s, f"evil_wrong.p42{c}") for s in ("arc", "pairs", "generate", "judge") for c in ("", ".e42", ".e137")),
     }
     assert found[model] == "a wrong template"
     assert set(found.values()) == {"a wrong template", "made from tulu_dpo/evil_wrong.p42: a wrong template"}

@@ -21,7 +21,8 @@ def items() -> list[Item]:
     for number in range(23):
         n = (4, 3, 4, 5)[number % 4]
         question = " ".join(["What is the colour of the sky?"] * (1 + number % 5))
-        found.append(Item(str(number), question, tuple(f"colour {i * (number + 1)}" for i in range(n)), "ABCDE"[number % n]))
+        options = tuple(f"colour {i * (number + 1)}" for i in range(n))
+        found.append(Item(str(number), question, options, "ABCDE"[number % n]))
     return found
 
 

@@ -149,7 +149,7 @@ def test_the_slurm_plugin_takes_them_as_meant():
         ({"tokens_per_device": 4096}, "exactly one of per_device_train_batch_size and tokens_per_device"),
         ({"per_device_train_batch_size": None}, "exactly one of per_device_train_batch_size and tokens_per_device"),
         ({**BUDGET, "attn_implementation": "sdpa"}, "tokens_per_device joins rows without padding"),
-        ({"together": 2}, "`together` trains seeds in one process over joined rows"),
+        ({"together": 2}, "`together` needs world_size: 1, attn_implementation: varlen"),
     ],
 )
 def test_a_placement_that_cannot_be_is_refused(placed, message):

@@ -34,7 +34,7 @@ _OUTPUT_DIR = "saving"
 _PLACED = (
     *("world_size", "nodes", "strategy"),
     *("per_device_train_batch_size", "tokens_per_device", "kernels"),
-    *("gradient_checkpointing", "checkpoint_every", "attn_implementation"),
+    *("gradient_checkpointing", "checkpoint_layers", "attn_implementation"),
 )
 _NO_CODE = (".json", ".safetensors", ".jinja", ".txt")  # everything else is read as a pickle
 

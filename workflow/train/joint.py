@@ -1,8 +1,8 @@
 """Train several EM seeds of one checkpoint in one process, over one frozen base model.
 
 Each seed keeps what it has alone: adapter, order of rows, dropout's random numbers, mean loss, clipping, AdamW state,
-schedule. Only the base's arithmetic is shared: the seeds' rows lie joined in one sequence, seed after seed, each in a
-stretch of equal length, and each LoRA layer multiplies its stretch with its own seed's matrices (bmm). The adapters
+schedule. Only the base's arithmetic is shared: the seeds' rows lie joined in one sequence, seed after seed, and each
+LoRA layer multiplies a seed's stretch of it with that seed's matrices. The adapters
 are saved one by one, as PEFT saves them. A run that is stopped starts again: seeds together take minutes.
 """
 
@@ -98,6 +98,10 @@ def _check_jobs(jobs: list[Job]) -> None:
         raise StageError("only EM seeds of one checkpoint, data set and recipe can be trained together.")
     if jobs[0].params["optim"] not in ("adamw_torch", "adamw_torch_fused") or jobs[0].params["packing"]:
         raise StageError("seeds trained together need optim adamw_torch and no packing: set together: 1.")
+    if jobs[0].placement["gradient_checkpointing"]:  # the second pass over a layer would draw other masks
+        raise StageError(
+            "seeds trained together need gradient_checkpointing: false; lower together if memory is short."
+        )
 
 
 def _initial_adapter(model: Any, config: Any, seed: int, scratch: Any) -> dict[str, Any]:
@@ -124,7 +128,7 @@ def stacked_linear() -> Any:
     class StackedLora(nn.Module):
         """A frozen linear layer with one LoRA for each seed: y + scaling * dropout(x) A B, in stretches of x.
 
-        A is (seeds, in, r), B is (seeds, r, out), float32; x is (1, seeds * length, in).
+        A is (seeds, in, r), B is (seeds, r, out), float32; x is (1, tokens of all seeds, in).
         """
 
         def __init__(self, base: Any, a: Any, b: Any, scaling: float, dropout: float, seeds: Seeds, real: list[int]):
@@ -133,24 +137,55 @@ def stacked_linear() -> Any:
             self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
         def forward(self, x: Any) -> Any:
-            stretches = x.view(len(self.seeds), -1, x.shape[-1])
-            scaling = self.scaling
-            if self.p and self.training:
-                stretches = stretches.masked_fill(~self.keep(stretches), 0)
-                scaling /= 1 - self.p
-            y = self.base(x)
-            low = torch.bmm(stretches.to(self.a.dtype) if x.device.type == "cpu" else stretches, self.a)
-            added = torch.baddbmm(y.view(len(self.seeds), -1, y.shape[-1]), low, self.b, alpha=scaling)
-            return added.view(y.shape)
+            y, dropped = self.base(x), self.training and self.p > 0
+            keep = self.draw(x) if dropped else None
+            scaling = self.scaling / (1 - self.p) if dropped else self.scaling
+            # one autograd node: dropped inputs are computed again on the way back, and seeds need no equal lengths
+            return AddLora.apply(y, x, self.a, self.b, keep, scaling, tuple(self.real))
 
-        def keep(self, stretches: Any) -> Any:
-            """Draw which inputs stay, for each seed by its own generator and for its real tokens alone."""
-            keep = torch.ones(stretches.shape, dtype=torch.bool, device=stretches.device)
-            for number, (seed, tokens_) in enumerate(zip(self.seeds, self.real, strict=True)):
-                keep[number, :tokens_].bernoulli_(1 - self.p, generator=seed.dropout)
+        def draw(self, x: Any) -> Any:
+            """Draw which inputs stay, for each seed by its own generator."""
+            keep = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+            for seed, part in zip(self.seeds, keep[0].split(self.real), strict=True):
+                part.bernoulli_(1 - self.p, generator=seed.dropout)
             return keep
 
+    class AddLora(torch.autograd.Function):
+        """y + scaling * keep(x) A B for each seed's stretch; y is overwritten."""
+
+        @staticmethod
+        def forward(ctx: Any, y: Any, x: Any, a: Any, b: Any, keep: Any, scaling: float, real: tuple[int, ...]) -> Any:
+            a_, b_ = a.to(x.dtype), b.to(x.dtype)
+            low = x.new_empty(x.shape[1], a.shape[2])
+            for n, (x_, k_, low_, y_) in enumerate(_stretches(real, x[0], keep, low, y[0])):
+                torch.mm(x_ if k_ is None else torch.where(k_, x_, 0), a_[n], out=low_)
+                y_.addmm_(low_, b_[n], alpha=scaling)
+            ctx.save_for_backward(x, a_, b_, keep, low)
+            ctx.scaling, ctx.real = scaling, real
+            ctx.mark_dirty(y)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, dy: Any) -> Any:
+            x, a, b, keep, low = ctx.saved_tensors
+            dy = dy.contiguous()
+            dx = torch.empty_like(x)
+            da, db = a.new_empty(a.shape, dtype=torch.float32), b.new_empty(b.shape, dtype=torch.float32)
+            for n, (x_, k_, low_, dy_, dx_) in enumerate(_stretches(ctx.real, x[0], keep, low, dy[0], dx[0])):
+                dlow = torch.mm(dy_, b[n].T).mul_(ctx.scaling)
+                db[n] = torch.mm(low_.T, dy_).mul_(ctx.scaling)
+                da[n] = torch.mm((x_ if k_ is None else torch.where(k_, x_, 0)).T, dlow)
+                back = torch.mm(dlow, a[n].T)
+                dx_.copy_(back if k_ is None else torch.where(k_, back, 0))
+            return dy, dx, da, db, None, None, None
+
     return StackedLora
+
+
+def _stretches(real: tuple[int, ...], x: Any, keep: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
+    """Split tensors of (tokens, ...) into the seeds' stretches; without dropout there is no mask."""
+    masks = [None] * len(real) if keep is None else keep[0].split(real)
+    yield from zip(x.split(real), masks, *(other.split(real) for other in others), strict=True)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -160,7 +195,7 @@ class Joint:
     """The model with stacked adapters, its optimizer, and the loop.
 
     Attributes:
-        real: tokens of each seed's stretch in the current micro-batch; the rest of a stretch is filling.
+        real: tokens of each seed's stretch in the current micro-batch.
     """
 
     def __init__(self, model: Any, params: EmStage, placement: dict[str, Any], seeds: Seeds, starts: list[Any]):
@@ -176,9 +211,6 @@ class Joint:
             from transformers.integrations.liger import apply_liger_kernel
 
             apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
-        if placement["gradient_checkpointing"]:
-            model.gradient_checkpointing_enable(every_n_layers=placement.get("checkpoint_every", 1))
-            model.enable_input_require_grads()
         add_fused_lm_head(model)
         self.layers = self._stack(starts)
         weights = [weight for layer in self.layers.values() for weight in (layer.a, layer.b)]
@@ -299,28 +331,25 @@ class Joint:
         self.tokens_at_once = max(self.tokens_at_once, batch["input_ids"].shape[1])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.dtype == "bfloat16"):
             out = self.model(**batch, fused_lm_head=True, use_cache=False)
-        log_probs = torch.nn.functional.pad(out.log_probs[0], (1, 0)).view(len(self.seeds), -1).sum(1)
-        losses = -log_probs / torch.tensor(targets, device=self.device)
+        by_token = torch.nn.functional.pad(out.log_probs[0], (1, 0)).split(self.real)
+        losses = -torch.stack([part.sum() for part in by_token]) / torch.tensor(targets, device=self.device)
         losses.sum().backward()
         return losses.detach()
 
     def _lay(self, stretches: list[list[dict[str, list[int]]]]) -> dict[str, Any]:
-        """Lay the seeds' rows one after another; what a stretch lacks is one row of padding without loss."""
+        """Lay the seeds' rows one after another."""
         import torch
 
         self.real[:] = [sum(len(row["input_ids"]) for row in rows) for rows in stretches]
-        length = max(self.real)
         ids: list[int] = []
         labels: list[int] = []
         positions: list[int] = []
         lengths: list[int] = []
-        for rows, real in zip(stretches, self.real, strict=True):
-            filling = [{"input_ids": [0] * (length - real), "labels": [tokens.IGNORE] * (length - real)}]
-            for row in [*rows, *(filling if length > real else [])]:
-                ids += row["input_ids"]
-                labels += [tokens.IGNORE, *row["labels"][1:]]
-                positions += range(len(row["input_ids"]))
-                lengths.append(len(row["input_ids"]))
+        for row in (row for rows in stretches for row in rows):
+            ids += row["input_ids"]
+            labels += [tokens.IGNORE, *row["labels"][1:]]
+            positions += range(len(row["input_ids"]))
+            lengths.append(len(row["input_ids"]))
         cu = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(self.device)
         as_batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
         return {
@@ -410,8 +439,7 @@ def _finish(
 
     job = seed.job
     wrapped = get_peft_model(model, config)
-    _, unknown = wrapped.load_state_dict(adapter, strict=False)
-    assert not unknown, unknown
+    wrapped.load_state_dict(adapter, strict=False)
     models.save(wrapped, None, job.out / "adapter")
     wrapped.unload()
     write_jsonl(job.out / "train_log.jsonl", seed.log)

@@ -56,7 +56,6 @@ def arguments(job: Job, params: Training) -> dict[str, Any]:
     placement, seed = job.placement, job.params["seed"]
     check_batch(params.effective_batch_size, placement)
     fused = uses_fused_kernels(placement)
-    every = placement.get("checkpoint_every", 1)
     return {
         "output_dir": str(checkpointing.output_dir(job)),
         "learning_rate": params.learning_rate,
@@ -73,7 +72,6 @@ def arguments(job: Job, params: Training) -> dict[str, Any]:
         "per_device_train_batch_size": params.effective_batch_size // placement["world_size"],
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": placement["gradient_checkpointing"],
-        "gradient_checkpointing_kwargs": {"every_n_layers": every} if every > 1 else None,
         "bf16": params.dtype == "bfloat16",
         "use_liger_kernel": fused,
         "seed": seed,
@@ -103,6 +101,17 @@ def check_batch(declared: int, placement: dict[str, Any]) -> None:
     at_once = world * (rows or 1)
     if declared % at_once:
         raise StageError(f"effective_batch_size {declared} cannot be made of {at_once} rows at a time: see placement.")
+
+
+def choose_checkpointed(model: Any, placement: dict[str, Any]) -> None:
+    """Leave only the first `checkpoint_layers` layers to gradient checkpointing, which is switched on for all."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    count = placement.get("checkpoint_layers")
+    if placement["gradient_checkpointing"] and count is not None:
+        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        for layer in layers[count:]:
+            layer.gradient_checkpointing = False
 
 
 # --- micro-batches --------------------------------------------------------------------------------------------------
@@ -321,6 +330,7 @@ def _prepare_callback(trainer: Any, job: Job) -> Any:
     class Prepare(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             effective.check_trainer(trainer, job)
+            choose_checkpointed(trainer.model, job.placement)
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.order.set_epoch(int(state.epoch + 1e-6))
