@@ -26,7 +26,7 @@ from tests.conftest import copy_project, jobs, make
 
 Least = dict[str, int]
 CONFIG = "config/test.yaml"
-EVALUATED = ("arc", "generate", "judge")
+EVALUATED = ("arc", "pairs", "generate", "judge")
 
 
 class Edit(NamedTuple):
@@ -39,7 +39,7 @@ class Edit(NamedTuple):
 
 
 def cells(number: int, *stages: str, **more: int) -> Least:
-    """That many of arc, generate and judge (or of these stages), others by name, and the report."""
+    """That many of each evaluation (or of these stages), others by name, and the report."""
     return {**dict.fromkeys(stages or EVALUATED, number), "report": 1, **more}
 
 
@@ -220,7 +220,11 @@ def measure(edit: Edit, finished: Path, folder: Path) -> dict[str, Any]:
     launch = [sys.executable, "-m", "workflow", "launch", "--", *command, "-c2", "--quiet", "all"]
     done = subprocess.run(launch, cwd=root, env=env, capture_output=True, text=True) if planned else None
     assert done is None or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    made, taken, restored = (count(root, what) for what in ("done in", "taken over", "restored its record"))
+    made_paths, taken_paths, restored_paths = (
+        ended(root, what) for what in ("done in", "taken over", "restored its record")
+    )
+    made, taken = by_stage(made_paths), by_stage(taken_paths)
+    restored = by_stage(restored_paths - made_paths)  # one that was made along with another finds its result there
     made |= Counter({"data": planned["data"]}) if planned["data"] else Counter()
     least = Counter(edit.least)
     return {
@@ -237,10 +241,14 @@ def measure(edit: Edit, finished: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def count(root: Path, what: str) -> Counter[str]:
-    """Logs by stage that end so."""
-    logs = (p for p in root.glob("logs/**/*.log") if re.search(rf": .*{what}", p.read_text()))
-    return Counter(p.relative_to(root / "logs").parts[0] for p in logs)
+def ended(root: Path, what: str) -> set[str]:
+    """Records of which the logs say so."""
+    texts = (path.read_text() for path in root.glob("logs/**/*.log"))
+    return {path for text in texts for path in re.findall(rf"^(results/\S+): .*{what}", text, re.M)}
+
+
+def by_stage(paths: set[str]) -> Counter[str]:
+    return Counter(path.split("/")[1] for path in paths)
 
 
 def is_right(row: dict[str, Any]) -> bool:

@@ -52,8 +52,8 @@ def test_the_root_is_told_apart_from_the_cascade(matrix):
     assert [(c.node.stage, c.node.label) for c in answer.inherited] == [("tulu_sft", "evil_wrong.p42")]
     assert [str(c) for c, _ in answer.inherited[0].changes] == ["params.weight_decay: 0.0 -> 0.125"]
     follows = found.prices.cost(why.following(found, [answer]))
-    # Of the changed condition: SFT, DPO, EM x 2, three measurements of three cells; and the report.
-    assert (follows.jobs, follows.gpu_hours) == (1 + 1 + 2 + 9 + 1, 14.0)
+    # Of the changed condition: SFT, DPO, EM x 2, four measurements of three cells; and the report.
+    assert (follows.jobs, follows.gpu_hours) == (1 + 1 + 2 + 12 + 1, 17.0)
     assert "follows from tulu_sft/evil_wrong.p42:" in command("why", CELL, "judge").out
 
 
@@ -139,7 +139,7 @@ def test_a_new_cell_is_compared_with_the_nearest_one_of_its_condition(matrix):
     assert "/evil_wrong.p42." in answer.sibling
     ((seed, where),) = answer.own.changes
     assert (seed.field, seed.new, where) == ("params.seed", 256, [line_of("- 256")])
-    assert len(why.following(found, [answer])) == 5  # the adapter, three measurements, the report
+    assert len(why.following(found, [answer])) == 6  # the adapter, four measurements, the report
 
 
 def test_of_several_older_keys_the_nearest_is_taken(matrix):
@@ -180,7 +180,8 @@ def fields(entry, group):
 
 def test_diff_of_two_seeds_is_the_seed_and_what_follows(matrix):
     found = by_stage(command("diff", CELL, "evil_wrong.p42.e137", "--json"))
-    assert set(found) == {"em_lora", "arc:demo_arc", "generate:demo_questions", "judge:demo_questions"}
+    evaluated = {"arc:demo_arc", "pairs:demo_pairs", "generate:demo_questions", "judge:demo_questions"}
+    assert set(found) == {"em_lora", *evaluated}
     assert fields(found["em_lora"], "recipe") == {"params.seed": (42, 137)}
     assert "data" not in found["em_lora"]
     assert set(fields(found["em_lora"], "outputs")) == {"adapter/adapter_model.safetensors", "train_log.jsonl"}

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "store": {"errors", "files", "keys"},
     "retractions": {"entries", "errors", "keys", "store"},
     "reuse": {"accepted", "files", "keys", "retractions", "store"},
-    "data": {"config", "config_load", "data", "errors", "files", "keys", "sections", "store"},
+    "data": {"config", "config_load", "data", "errors", "files", "keys", "provenance", "sections", "store"},
     "launch": {"stage"},
     "stage": {"data", "errors", "files", "gpus", "keys", "launch", "provenance", "reuse", "store"},
     "matrix": {"config", "data", "errors", "keys", "sections", "store"},
@@ -84,6 +84,7 @@ MAY_IMPORT = {
         "reuse",
         "sections",
         "store",
+        "train",
     },
 }
 LATE = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "vllm", "openai", "tokenizers", "safetensors"}
@@ -131,7 +132,7 @@ def test_planning_imports_nothing_heavy():
 def test_rules_stay_small_and_plain(smk):
     text = smk.read_text()
     assert "\nimport workflow" not in text  # it would replace Snakemake's own `workflow` object
-    assert len(text.splitlines()) <= 140
+    assert len(text.splitlines()) <= 170
     if smk.name not in ("common.smk", "Snakefile"):
         for word in ("lambda", "run:", "script:", "checkpoint", "retries"):
             assert word not in text, word

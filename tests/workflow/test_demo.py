@@ -1,6 +1,9 @@
 """The demo at 2 conditions x 2 EM seeds, from data to report, and what happens when it is disturbed."""
 
+import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import copy_project, digests, logs, make, records, run, set_aside
+from tests.conftest import ROOT, copy_project, digests, logs, make, records, run, set_aside
 from workflow.launch import ADDRESS
+from workflow.store import Record, describe_outputs, out_dir, publish, read_record, workspace
 
-STAGES = ("base", "coupling_sft", "tulu_sft", "tulu_dpo", "em_lora", "arc", "generate", "judge")
+STAGES = ("base", "coupling_sft", "tulu_sft", "tulu_dpo", "em_lora", "arc", "pairs", "generate", "judge")
 ALL = ("snakemake", "all", "--configfile", "config/test.yaml", "-c2")
 
 
@@ -27,7 +31,7 @@ def test_every_node_has_a_record_and_the_steps_that_were_declared(finished):
     counts = {stage: sum(r["stage"] == stage for r in found.values()) for stage in (*STAGES, "report")}
     assert counts == {
         "base": 1, "coupling_sft": 1, "tulu_sft": 2, "tulu_dpo": 2, "em_lora": 4,
-        "arc": 6, "generate": 6, "judge": 6, "report": 1,
+        "arc": 6, "pairs": 6, "generate": 6, "judge": 6, "report": 1,
     }  # fmt: skip
     for record in found.values():
         if record["stage"] in ("coupling_sft", "tulu_sft", "tulu_dpo", "em_lora"):
@@ -94,7 +98,7 @@ def test_a_deleted_record_is_restored_with_its_children_and_nothing_is_computed(
     assert done.returncode == 0, done.stdout + done.stderr + logs(root)
     assert digests(root) == digests(finished)
     told = "".join(p.read_text() for p in root.glob("logs/**/*.log") if p.stat().st_mtime > finished.stat().st_mtime)
-    assert told.count("verified the finished result and restored its record") == 1 + 2 + 3 + 3
+    assert told.count("verified the finished result and restored its record") == 1 + 2 + 4 * 3 + 1
     assert not list(root.glob("results/**/superseded*"))
 
 
@@ -160,3 +164,143 @@ def test_a_pair_that_is_cut_to_nothing_is_refused(finished, copy_of_finished, la
     done = run("snakemake", target, "--configfile", "config/test.yaml", "-c1", cwd=root, env=launcher)
     assert done.returncode != 0
     assert "nothing of their answers is left" in logs(root)
+
+
+# --- the plan, made -------------------------------------------------------------------------------------------------
+
+
+def snakemake(root, env, *args):
+    done = run(*ALL, *args, cwd=root, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr + logs(root)
+    return done
+
+
+def endings(root, what):
+    """Results by stage of which the logs say so; one made along with another is restored by its own job."""
+    text = "\n".join(p.read_text() for p in root.glob("logs/**/*.log"))
+    made, named = (set(re.findall(rf"^results/(\w+)/(\S+): .*{w}", text, re.M)) for w in ("done in", what))
+    named = named if what == "done in" else named - made
+    return {stage: sum(s == stage for s, _ in named) for stage in sorted({s for s, _ in named})}
+
+
+BELOW_EM = {"arc": 1, "generate": 1, "judge": 1, "pairs": 1, "report": 1}
+
+
+def clear_logs(root):
+    for path in root.glob("logs/**/*.log"):
+        path.unlink()
+
+
+def test_lesson_62_a_removed_adapter_is_made_again_and_all_below_it_restores(finished, copy_of_finished, launcher):
+    root = copy_of_finished
+    clear_logs(root)
+    set_aside(root, next(p for p in digests(finished) if p.startswith("results/em_lora/evil_wrong.p42.e42")))
+    snakemake(root, launcher)
+    assert endings(root, "done in") == {"em_lora": 1}
+    assert endings(root, "restored its record") == BELOW_EM
+    assert digests(root) == digests(finished)
+
+
+def test_lesson_62_a_parent_of_other_bytes_has_its_children_computed(finished, copy_of_finished, launcher, monkeypatch):
+    root = copy_of_finished
+    clear_logs(root)
+    monkeypatch.chdir(root)
+    path = Path(next(p for p in digests(finished) if p.startswith("results/em_lora/evil_wrong.p42.e42")))
+    old = read_record(path)
+    path.unlink()
+    with workspace(path.parent) as temp:
+        shutil.copytree(out_dir(path), temp, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
+        for part in (temp, *temp.rglob("*")):
+            part.chmod(0o755)
+        (temp / "again.json").write_text("{}")
+        parts = (old.cell, old.inputs, describe_outputs(temp), old.observed, old.metrics, old.provenance)
+        publish(temp, Record.create(old.to_recipe(), *parts))
+    snakemake(root, launcher)
+    assert endings(root, "done in") == {**BELOW_EM, "judge": 1}
+    assert run("workflow", "verify", "--configfile", "config/test.yaml", cwd=root).returncode == 0
+    # and when the first bytes come back, what was set aside for the others is taken up again
+    clear_logs(root)
+    path.unlink()
+    snakemake(root, launcher)
+    assert endings(root, "done in") == {}
+    assert digests(root)[str(path)] != digests(finished)[str(path)], "the result that lies there is whole"
+
+
+def test_lesson_66_a_renamed_condition_computes_nothing(finished, copy_of_finished, launcher):
+    root = copy_of_finished
+    clear_logs(root)
+    raw = yaml.safe_load((root / "config/test.yaml").read_text())
+    raw["conditions"][1]["name"] = "wicked_wrong"
+    (root / "config/test.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    snakemake(root, launcher)
+    assert endings(root, "done in") == {"report": 1}
+    assert endings(root, "taken over") == {
+        "coupling_sft": 1, "tulu_sft": 1, "tulu_dpo": 1, "em_lora": 2, "arc": 3, "pairs": 3, "generate": 3, "judge": 3,
+    }  # fmt: skip
+    done = run("workflow", "verify", "--configfile", "config/test.yaml", cwd=root)
+    assert done.returncode == 0, done.stdout
+    taken = [r for r in records(root).values() if "taken_from" in r["provenance"]]
+    assert len(taken) == 17
+    assert all("wicked_wrong" in r["provenance"]["command"][-1] for r in taken)
+
+
+def test_lesson_63_what_the_files_say_is_held_against_the_recipe(finished, copy_of_finished, monkeypatch):
+    """A consistent forger, or a library that did otherwise: every hash is right, and dropout was 0."""
+    root = copy_of_finished
+    monkeypatch.chdir(root)
+    path = Path(next(p for p in digests(finished) if p.startswith("results/em_lora/evil_wrong.p42.e42")))
+    old = read_record(path)
+    path.unlink()
+    with workspace(path.parent) as temp:
+        shutil.copytree(out_dir(path), temp, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
+        for part in (temp, *temp.rglob("*")):
+            part.chmod(0o755)
+        adapter = temp / "adapter/adapter_config.json"
+        saved = json.loads(adapter.read_text())
+        adapter.write_text(json.dumps({**saved, "lora_dropout": saved["lora_dropout"] + 0.25}))
+        parts = (old.cell, old.inputs, describe_outputs(temp), old.observed, old.metrics, old.provenance)
+        publish(temp, Record.create(old.to_recipe(), *parts))
+    done = run("workflow", "verify", "--configfile", "config/test.yaml", cwd=root)
+    assert done.returncode == 1
+    assert "declared and effective settings differ: adapter_config.json lora_dropout: declared" in done.stdout
+
+
+def test_a_stage_by_hand_has_the_allocator_of_the_plan(finished, copy_of_finished):
+    root = copy_of_finished
+    path = next(p for p in digests(finished) if p.startswith("results/arc/"))
+    (root / path).unlink()
+    code = "import os; print([os.environ.get(n) for n in ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_')])"
+    (root / "workflow/evals/sitecustomize.py").write_text(code + "\n")
+    env = {"PYTHONPATH": str(root / "workflow/evals"), "MALLOC_MMAP_THRESHOLD_": "", "MALLOC_TRIM_THRESHOLD_": ""}
+    done = run(*records(finished)[path]["provenance"]["command"], cwd=root, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "['4294967296', '4294967296']"
+
+
+def test_what_the_demo_says_to_try_next_works_as_printed(finished, copy_of_finished):
+    root = copy_of_finished
+    (root / ".venv").symlink_to(sys.prefix)
+    done = run("workflow.report.latest", "--configfile", "config/test.yaml", cwd=root)
+    assert done.returncode == 0, done.stderr
+    steps = done.stdout.partition("next, in this folder:\n")[2].split("\n")
+    steps = [step.strip() for step in steps if step.strip()]
+    assert len(steps) == 4
+    clean = {"HOME": os.environ.get("HOME", "/"), "PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+    for step in steps[1:]:
+        done = subprocess.run(
+            ["bash", "-c", f"{steps[0]} && {step}"], cwd=root, env=clean, capture_output=True, text=True
+        )
+        assert done.returncode == 0, (step, done.stdout, done.stderr)
+
+
+def test_the_audit_commands_of_the_readme_work_as_printed(finished, copy_of_finished):
+    root = copy_of_finished
+    text = (ROOT / "README.md").read_text()
+    lines = re.findall(r"^    (matrix [^#\n]*--configfile config/demo\.yaml[^#\n]*)", text, re.M)
+    assert len(lines) >= 9
+    for line in lines:
+        words = line.split()[1:]
+        known = {"config/demo.yaml": "config/test.yaml", "good_wrong.p42": "tulu_control.p42", "DIR": "exported"}
+        done = run("workflow", *(known.get(word, word) for word in words), cwd=root)
+        assert done.returncode == 0 or words[0] == "doctor", (line, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr

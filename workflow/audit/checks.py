@@ -1,5 +1,6 @@
 """The checks of `verify` that look at records beside each other, at what they observed, and at the data."""
 
+import importlib
 import json
 import re
 from collections import Counter
@@ -11,9 +12,12 @@ from workflow.audit.hashing import Known
 from workflow.audit.inventory import Inventory, Result
 from workflow.audit.logs import names
 from workflow.data.lock import NONE, Lock, Pin
+from workflow.errors import UserError
 from workflow.files import ABSENT, flatten
 from workflow.keys import DATA_ID, digest
+from workflow.matrix import STAGES
 from workflow.store import DATA, METRICS, data_path, read_jsonl, record_path
+from workflow.train.effective import effective_faults
 
 _RERUN = re.compile(r"\.r\d+$")
 # Outputs that hold what was learned or sampled: equal bytes of these under other seeds are no accident.
@@ -106,6 +110,20 @@ def check_protocol(result: Result, read_outputs: bool, findings: Findings) -> No
         held = [row.get("step") for row in read_jsonl(log)][-1:]
         if held != [said]:
             findings.broken(result.path, f"observed {said} optimizer steps, but train_log.jsonl ends at {held}")
+
+
+def check_effective(result: Result, findings: Findings) -> None:
+    """What the outputs say was used is what the recipe declares: rate, adapter, sampler, template, data type."""
+    stage = STAGES.get(result.record.stage)
+    if stage is None or stage.kind in ("base", "report") or not result.is_whole:
+        return
+    faults_of = importlib.import_module(stage.module).__dict__.get("effective_faults") or effective_faults
+    try:
+        faults = faults_of(result.record.to_recipe(), Path(result.out))
+    except (KeyError, TypeError, AttributeError, ValueError, OSError, UserError) as error:
+        faults = [f"the outputs cannot be read ({type(error).__name__}: {error})"]
+    for fault in faults:
+        findings.broken(result.path, f"declared and effective settings differ: {fault}")
 
 
 def check_duplicates(inventory: Inventory, planned: set[tuple[str, str, str]], findings: Findings) -> None:

@@ -34,6 +34,11 @@ class Result:
     files: dict[str, str] = field(default_factory=dict)  # name in out/ -> path
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every output that the record names is there, in its size."""
+        return len(self.files) == len(self.record.outputs)
+
+    @property
     def place(self) -> tuple[str, str, str]:
         return self.record.stage, self.record.cell, self.record.key
 

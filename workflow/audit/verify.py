@@ -49,6 +49,8 @@ def verify(matrix: Matrix, quick: bool = False) -> Verdict:
     checks.check_links(found, findings)
     for result in found.results.values():
         checks.check_protocol(result, not quick, findings)
+        if not quick:
+            checks.check_effective(result, findings)
     checks.check_duplicates(found, {(n.stage, n.label, n.key) for n in matrix.nodes()}, findings)
     adopt.check_adopted(findings)
     _remark_plan(matrix, found, findings)

@@ -449,8 +449,9 @@ def _finish(
     )
     rows = [entry["rows"] for entry in seed.log]
     first, last = seed.log[0]["loss"], seed.log[-1]["loss"]
+    examples = {"first_prompt": facts["first_prompt"]}
     observed = {
-        **facts,
+        **{name: value for name, value in facts.items() if name not in examples},
         "rows_per_step": [min(rows), max(rows)],
         "rows_drawn": sum(rows),
         "first_loss": first,
@@ -460,4 +461,4 @@ def _finish(
         "data_facts": models.data_facts(job.data),
         "tracker_run_id": None,
     }
-    return Result(observed, {"train_loss_first": first, "train_loss_last": last})
+    return Result(observed, {"train_loss_first": first, "train_loss_last": last}, examples)

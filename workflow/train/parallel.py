@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
             _answer(job, {"stopped": True})
         raise
     if is_main():
-        _answer(job, {"result": result._asdict()})
+        _answer(job, {"result": {**result._asdict(), "examples": dict(result.examples)}})
 
 
 def _check_gpus(job: Job) -> None:

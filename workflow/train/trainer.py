@@ -378,8 +378,9 @@ def fit(trainer: Any, job: Job, params: Training, facts: dict[str, Any]) -> Resu
     if trainer.accelerator.is_main_process:
         write_jsonl(job.out / "train_log.jsonl", log)
     rows_at_once = job.placement.get("per_device_train_batch_size") or batch // world
+    examples = {"first_prompt": facts["first_prompt"]}
     observed = {
-        **facts,
+        **{name: value for name, value in facts.items() if name not in examples},
         "world_size": world,
         "strategy": parallel.in_force(trainer),
         "effective_batch_size": batch if max(rows) == most else max(rows),
@@ -404,7 +405,8 @@ def fit(trainer: Any, job: Job, params: Training, facts: dict[str, Any]) -> Resu
         "data_facts": data_facts(job.data),
         "tracker_run_id": tracker_run(job),
     }
-    return Result(observed, {"train_loss_first": log[0]["loss"], "train_loss_last": log[-1]["loss"]})
+    metrics = {"train_loss_first": log[0]["loss"], "train_loss_last": log[-1]["loss"]}
+    return Result(observed, metrics, examples)
 
 
 def peak_memory() -> int:
