@@ -5,6 +5,7 @@ A traceback fails the test: only a UserError may come out. Adopted files have th
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -314,6 +315,31 @@ def test_the_order_of_a_set_is_no_difference():
         "stages.em_lora.lora.target_modules", list(reversed(DEMO["stages"]["em_lora"]["lora"]["target_modules"]))
     )
     assert Config.from_dict(other).stages == Config.from_dict(DEMO).stages
+
+
+def test_the_order_of_conditions_and_seeds_and_a_comment_in_the_claims_re_key_nothing(tmp_path, monkeypatch):
+    from tests.fake import stand_ins
+    from workflow.matrix import Matrix
+
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "reference", tmp_path / "reference")
+    monkeypatch.chdir(tmp_path)
+
+    def nodes(raw):
+        config = Config.from_dict(raw)
+        return {(n.stage, n.label, n.key) for n in Matrix(config, stand_ins(config)).nodes()}
+
+    before = nodes(DEMO)
+    turned = {**DEMO, "conditions": DEMO["conditions"][::-1], "em_seeds": DEMO["em_seeds"][::-1]}
+    assert nodes(turned) == before
+    claims = Path("config/claims.yaml")
+    text = claims.read_text()
+    claims.write_text("# a comment\n" + text + "\n# another\n")
+    assert nodes(DEMO) == before
+    claims.write_text(text.replace("claims:", "claims:\n  # inside", 1))
+    assert nodes(DEMO) == before
+    claims.write_text(text + "\nmore: 1\n")
+    assert {stage for stage, _, _ in nodes(DEMO) ^ before} == {"report"}
 
 
 def test_the_optimizers_are_those_that_the_library_knows():
