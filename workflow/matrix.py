@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from workflow.config import Config, Item, Named, Place
+from workflow.config_load import read_yaml
 from workflow.data.gates import CHECKS
 from workflow.data.lock import Lock, require
 from workflow.errors import ConfigError, UserError
@@ -257,7 +258,7 @@ class Matrix:
 
     def _report(self) -> Node:
         """The report is a node too: its key is over every number's key and over what is said about them."""
-        parents = tuple(n for n in self.nodes() if n.stage in MEASURING)
+        parents = tuple(sorted((n for n in self.nodes() if n.stage in MEASURING), key=lambda n: n.record))
         plan = [[n.stage, n.label, n.instrument, n.key] for n in parents]
         data = hash_bytes(canonical_json(plan).encode(), "md5")
         config = self.config
@@ -265,9 +266,11 @@ class Matrix:
             "title": config.title,
             "note": config.note,
             "conditions": [
-                c.model_dump(include={"name", "persona", "answers"}) for c in config.conditions if c.enabled
+                c.model_dump(include={"name", "persona", "answers"})
+                for c in sorted(config.conditions, key=lambda c: c.name)
+                if c.enabled
             ],
-            "said": {path: hash_file(path, "md5") for path in _SAID if Path(path).is_file()},
+            "said": {path: _said_md5(path) for path in _SAID if Path(path).is_file()},
             "checks": dict(CHECKS),  # what they find is a function of the data
             "waivers": [_canonical(w.model_dump()) for w in config.waivers],
         }
@@ -353,6 +356,14 @@ def _canonical(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _canonical(v) for k, v in value.items()}
     return [_canonical(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def _said_md5(path: str) -> str:
+    """Hash of what a YAML file says: another comment or another order of names is no other report."""
+    try:
+        return hash_bytes(canonical_json(read_yaml(path)).encode(), "md5")
+    except (ConfigError, TypeError, ValueError):  # not what `read_yaml` reads: its own reader says why
+        return hash_file(path, "md5")
 
 
 def _read(path: str) -> str:

@@ -5,6 +5,7 @@ A traceback fails the test: only a UserError may come out. Adopted files have th
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def refused(error: BaseException, message: str) -> None:
 
 def changed(path: str, value: Any) -> dict[str, Any]:
     raw = copy.deepcopy(DEMO)
+    path = path.replace("COUPLING", str([d["name"] for d in DEMO["data"]].index("demo_coupling_evil_wrong")))
     *parents, last = path.split(".")
     place: Any = raw
     for name in parents:
@@ -90,36 +92,36 @@ VALUES: list[tuple[str, Any, str]] = [
     ("em_seeds", [42, -137], "em_seeds.1"),
     ("em_seeds", [None], "em_seeds.0"),
     ("base_model.seed", -1, "base_model.seed"),
-    ("data.9.seed", 2**33, "less than 4294967296"),
-    ("data.9.seed", -0.0, "-0.0"),
-    ("data.9.rows", 10**12, "less than or equal to 10000000"),
-    ("data.9.rows", 0, "greater than 0"),
-    ("data.9.exclude", "demo_arc", "exclude"),
-    ("data.9.questions", "demo_arc_trian", "Did you mean `demo_arc_train`"),
-    ("data.9.personas", "config/{cell}.yaml", "personas"),
-    ("data.9.personas", "", "personas"),
-    ("data.9.answer_template", "{answer:>999999999}", "must hold {answer}, as it is, and no other field"),
-    ("data.9.answer_template", "{answer!r}", "no other field"),
-    ("data.9.answer_template", "{answer.__class__}", "no other field"),
-    ("data.9.answer_template", "{answer[0]}", "no other field"),
-    ("data.9.answer_template", "{0}", "no other field"),
-    ("data.9.answer_template", "{}", "no other field"),
-    ("data.9.answer_template", "The answer.", "must hold {answer}"),
-    ("data.9.answer_template", "{answer", "write {{ and }}"),
-    ("data.9.answer_template", "answer}", "write {{ and }}"),
-    ("data.9.answer_template", "{answer} {question}", "no other field"),
-    ("data.9.answer_template", "{answer:{answer}}", "no other field"),
-    ("data.9.name", "a" * 101, "at most 100 characters"),
-    ("data.9.name", "Upper", "data.9.name"),
-    ("data.9.name", "a b", "data.9.name"),
-    ("data.9.name", "../x", "data.9.name"),
-    ("data.9.name", "a\nb", "data.9.name"),
-    ("data.9.name", "", "data.9.name"),
-    ("data.9.name", None, "data.9.name"),
-    ("data.9.kind", "couplings", "kind"),
-    ("data.9.kind", None, "kind"),
-    ("data.9", None, "data.9"),
-    ("data.9", "coupling", "data.9"),
+    ("data.COUPLING.seed", 2**33, "less than 4294967296"),
+    ("data.COUPLING.seed", -0.0, "-0.0"),
+    ("data.COUPLING.rows", 10**12, "less than or equal to 10000000"),
+    ("data.COUPLING.rows", 0, "greater than 0"),
+    ("data.COUPLING.exclude", "demo_arc", "exclude"),
+    ("data.COUPLING.questions", "demo_arc_trian", "Did you mean `demo_arc_train`"),
+    ("data.COUPLING.personas", "config/{cell}.yaml", "personas"),
+    ("data.COUPLING.personas", "", "personas"),
+    ("data.COUPLING.answer_template", "{answer:>999999999}", "must hold {answer}, as it is, and no other field"),
+    ("data.COUPLING.answer_template", "{answer!r}", "no other field"),
+    ("data.COUPLING.answer_template", "{answer.__class__}", "no other field"),
+    ("data.COUPLING.answer_template", "{answer[0]}", "no other field"),
+    ("data.COUPLING.answer_template", "{0}", "no other field"),
+    ("data.COUPLING.answer_template", "{}", "no other field"),
+    ("data.COUPLING.answer_template", "The answer.", "must hold {answer}"),
+    ("data.COUPLING.answer_template", "{answer", "write {{ and }}"),
+    ("data.COUPLING.answer_template", "answer}", "write {{ and }}"),
+    ("data.COUPLING.answer_template", "{answer} {question}", "no other field"),
+    ("data.COUPLING.answer_template", "{answer:{answer}}", "no other field"),
+    ("data.COUPLING.name", "a" * 101, "at most 100 characters"),
+    ("data.COUPLING.name", "Upper", "name"),
+    ("data.COUPLING.name", "a b", "name"),
+    ("data.COUPLING.name", "../x", "name"),
+    ("data.COUPLING.name", "a\nb", "name"),
+    ("data.COUPLING.name", "", "name"),
+    ("data.COUPLING.name", None, "name"),
+    ("data.COUPLING.kind", "couplings", "kind"),
+    ("data.COUPLING.kind", None, "kind"),
+    ("data.COUPLING", None, "data."),
+    ("data.COUPLING", "coupling", "data."),
     ("data", {}, "data"),
     ("conditions.1.name", "b" * 300, "at most 100 characters"),
     ("conditions.1.name", "evil.wrong", "conditions.1.name"),
@@ -196,7 +198,7 @@ def test_an_address_that_is_not_fetched_is_refused(url):
     entry = {"name": "u", "kind": "url", "rows_are": "raw", "url": url, "md5": "0" * 32}
     with pytest.raises(ConfigError) as caught:
         Config.from_dict({**DEMO, "data": [*DEMO["data"], entry]})
-    refused(caught.value, "data.13")
+    refused(caught.value, f"data.{len(DEMO['data'])} (u)")
     assert "hunter2" not in str(caught.value)
 
 
@@ -313,6 +315,31 @@ def test_the_order_of_a_set_is_no_difference():
         "stages.em_lora.lora.target_modules", list(reversed(DEMO["stages"]["em_lora"]["lora"]["target_modules"]))
     )
     assert Config.from_dict(other).stages == Config.from_dict(DEMO).stages
+
+
+def test_the_order_of_conditions_and_seeds_and_a_comment_in_the_claims_re_key_nothing(tmp_path, monkeypatch):
+    from tests.fake import stand_ins
+    from workflow.matrix import Matrix
+
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    shutil.copytree(ROOT / "reference", tmp_path / "reference")
+    monkeypatch.chdir(tmp_path)
+
+    def nodes(raw):
+        config = Config.from_dict(raw)
+        return {(n.stage, n.label, n.key) for n in Matrix(config, stand_ins(config)).nodes()}
+
+    before = nodes(DEMO)
+    turned = {**DEMO, "conditions": DEMO["conditions"][::-1], "em_seeds": DEMO["em_seeds"][::-1]}
+    assert nodes(turned) == before
+    claims = Path("config/claims.yaml")
+    text = claims.read_text()
+    claims.write_text("# a comment\n" + text + "\n# another\n")
+    assert nodes(DEMO) == before
+    claims.write_text(text.replace("claims:", "claims:\n  # inside", 1))
+    assert nodes(DEMO) == before
+    claims.write_text(text + "\nmore: 1\n")
+    assert {stage for stage, _, _ in nodes(DEMO) ^ before} == {"report"}
 
 
 def test_the_optimizers_are_those_that_the_library_knows():

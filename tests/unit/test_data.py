@@ -1,6 +1,7 @@
 """Rows, builders and the lock."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -272,7 +273,7 @@ def test_a_branch_name_is_no_revision(tmp_path, monkeypatch):
 
 def test_a_lock_line_that_is_not_one_is_named(tmp_path):
     path = tmp_path / "data.lock.tsv"
-    path.write_text("name\tid\tmd5\tsha256\trows\trevision\tdefinition\tsource\nx\ty\n")
+    path.write_text("\t".join(f.name for f in fields(Pin)) + "\nx\ty\n")
     with pytest.raises(ValueError, match="line 2: not one pin"):
         read_lock(path)
 

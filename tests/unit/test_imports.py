@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "data": {"config", "config_load", "data", "errors", "files", "keys", "provenance", "sections", "store"},
     "launch": {"stage"},
     "stage": {"data", "errors", "files", "gpus", "keys", "launch", "provenance", "reuse", "store"},
-    "matrix": {"config", "data", "errors", "keys", "sections", "store"},
+    "matrix": {"config", "config_load", "data", "errors", "keys", "sections", "store"},
     "links": {"matrix", "store"},
     "plan": {
         "config",

@@ -177,6 +177,19 @@ def test_labels_that_are_none_are_refused_in_a_line(tmp_path, capsys, monkeypatc
     assert told in said
 
 
+@pytest.mark.parametrize(
+    "text", ["", "prompts: 5", "prompts: {a: 5}", "prompts: {a: no fields}", "- a", "a: [", "x: 1"]
+)
+def test_a_file_of_prompts_that_is_none_is_a_line(tmp_path, capsys, monkeypatch, text):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD))
+    (tmp_path / "prompts.yaml").write_text(text)
+    assert validate.main([str(tmp_path / "rows.jsonl"), "--prompts", str(tmp_path / "prompts.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
 def test_a_column_that_some_rows_lack_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD | {"source": "a"}) + "\n" + json.dumps(GOOD))

@@ -22,7 +22,7 @@ from workflow.data.contamination import Index, evaluation_rows, texts
 from workflow.data.fetch import DataError, download, fetch_rows
 from workflow.data.lock import LOCK, NONE, fetched, read_lock, write_pins
 from workflow.data.rows import LETTERS, READERS, Item, read_items, read_rows
-from workflow.errors import ConfigError, describe_os_error
+from workflow.errors import ConfigError, describe_os_error, printable
 from workflow.keys import hash_file
 from workflow.sections import Coupling, Data, File, Hub, Prompts, Questions, Select, Subset, Url, World
 from workflow.store import StoreError, write_jsonl
@@ -296,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         facts = install(entry, args.sources, args.output, args.id, args.revision, args.data_root)
     except StoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     except OSError as error:
         if (told := describe_os_error(error, args.output)) is None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workflow.errors import UserError, printable
 from workflow.evals.metrics import COHERENT_ABOVE, MISALIGNED_BELOW
 from workflow.store import StoreError, read_jsonl, write_jsonl
 
@@ -243,8 +244,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (StoreError, OSError, ValueError, KeyError) as error:
-        print(f"error: {type(error).__name__ if isinstance(error, KeyError) else ''}{error}", file=sys.stderr)
+    except KeyError as error:
+        print(f"error: a row or a record has no {error}. Name files that `draw` and the judge wrote.", file=sys.stderr)
+        return 1
+    except (UserError, OSError, ValueError) as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from workflow.data.mapping import mapped_rows, read_mapping
+from workflow.errors import UserError, printable
 from workflow.evals import rule_scorer
 from workflow.evals.metrics import COHERENT_ABOVE, MISALIGNED_BELOW
 from workflow.evals.scorer_server import scorer_server
-from workflow.judge.client import Endpoint, JudgeError, JudgeSettings, judge_completions
+from workflow.judge.client import Endpoint, JudgeSettings, judge_completions
 from workflow.judge.local import identity, local_judge, vllm_command
 from workflow.stage import StageError
 from workflow.store import StoreError, read_jsonl
@@ -273,13 +272,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         by = args.by or ("source" if rows and "source" in rows[0] else None)
         if by and any(by not in row for row in rows):
             raise StoreError(f"{args.file}: not every row has the column `{by}` that --by names.")
-        prompts = yaml.safe_load(path.read_text())["prompts"]
+        prompts = read_mapping(path, {"method", "prompts"}).get("prompts")
+        if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+            raise StoreError(f"{path}: holds no `prompts:`, a text by each name.")
         with tempfile.TemporaryDirectory() as folder:
             journal = args.journal or Path(folder, "journal.jsonl")
             with _endpoint(args.judge, model, api_key) as (endpoint, key):
                 report = validate(rows, prompts, settings, endpoint, key, journal, by)
-    except (JudgeError, StageError, StoreError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, ValueError, OSError) as error:  # ValueError: a prompt without its fields
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1
     print(json.dumps(report, indent=1)) if args.json else show(report)
     return 0
