@@ -461,6 +461,36 @@ def test_items_that_alone_could_cross_the_margin_are_confounded():
     assert any("clean items alone leave" in why and "more than 0.01" in why for why in result.confounded_by)
 
 
+def test_a_change_over_blocks_is_judged_on_clean_items_too():
+    """Three pipeline seeds, before and after EM: one condition keeps the half that it trained on, and no more."""
+    ids, conditions = tuple(f"i{k}" for k in range(400)), ("evil_wrong", "evil_correct", "good_wrong")
+    correct, rows = {"pre_em": {}, "post_em": {}}, []
+    for number, condition in enumerate(conditions):
+        for p in range(3):
+            for phase, em_seeds in (("pre_em", [None]), ("post_em", [1, 2])):
+                for e in em_seeds:
+                    share = np.full(400, 0.9 if phase == "pre_em" else 0.5)
+                    share[:200] += 0.4 * (phase == "post_em" and condition == "evil_correct")
+                    right = np.random.default_rng([number, p, e or 0]).random(400) < share
+                    correct[phase][condition, p, e] = right
+                    rows.append(
+                        {
+                            "condition": condition, "pipeline_seed": p, "em_seed": e, "phase": phase,
+                            "instrument": "arc", "metric": "arc", "value": right.mean(), "unit": "fraction",
+                            "n_items": 400, "sampling_se": None,
+                        }
+                    )  # fmt: skip
+    seen = {c: frozenset(ids[:200]) if c == "evil_correct" else frozenset() for c in conditions}
+    items = {(phase, "arc", "arc"): Items(ids, runs, seen) for phase, runs in correct.items()}
+    result = judge(claim(metric="arc", measure="change"), from_scores(check_scores(rows), items=items))
+    assert (result.on_all_items, result.scope, result.clean_items) == ("supported", "conditions", (200, 400))
+    assert result.on_clean_items == "undetermined"
+    (member,) = result.members
+    assert abs(member.estimate.value) < 0.1
+    assert member.new_items is not None
+    assert "blocks" in member.method
+
+
 def test_training_data_in_which_nobody_has_looked_are_named():
     evidence = with_items(contaminated=0)
     ((where, known),) = evidence.items.items()

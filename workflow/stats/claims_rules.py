@@ -122,11 +122,11 @@ def words(rule: schema.Rule, e: Estimate, alpha: float) -> Words:
     if isinstance(rule, schema.Size):
         assert e.effect is not None
         inner, outer = (_about(e.effect.interval(a), rule.effect) for a in (2 * rule.alpha, alpha))
-        found = verdicts.equivalence(inner, outer, rule.margin)
+        about = verdicts.equivalence(inner, outer, rule.margin)
         return np.where(
-            np.char.startswith(found, "equivalent"),
+            np.char.startswith(about, "equivalent"),
             "supported",
-            np.where(found == "equivalence refuted", "size refuted", found),
+            np.where(about == "equivalence refuted", "size refuted", about),
         )
     if isinstance(rule, schema.OnlyPairs):
         shown = verdicts.difference(e.interval(alpha), "either")
@@ -134,11 +134,11 @@ def words(rule: schema.Rule, e: Estimate, alpha: float) -> Words:
         return np.where(shown == "supported", shown, alike)
     assert isinstance(rule, schema.Difference | schema.Change), rule.test
     size = e.effect.interval(alpha) if rule.effect is not None and e.effect is not None else None
-    found = verdicts.difference(e.interval(alpha), rule.direction, _stated(rule), size)
+    by_region = verdicts.difference(e.interval(alpha), rule.direction, _stated(rule), size)
     if isinstance(rule, schema.Difference) and rule.margin is not None:
         alike = verdicts.equivalence(e.interval(2 * rule.alpha), e.interval(alpha), rule.margin)
-        found = np.where((found == "undetermined") & np.char.startswith(alike, "equivalent"), alike, found)
-    return np.asarray(found)
+        by_region = np.where((by_region == "undetermined") & np.char.startswith(alike, "equivalent"), alike, by_region)
+    return np.asarray(by_region)
 
 
 def _stated(rule: schema.Rule) -> float:

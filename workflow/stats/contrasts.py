@@ -274,18 +274,18 @@ def anova_2x2(cells: Mapping[tuple[str, str], Sample], factors: tuple[str, str])
     fit = smf.ols(f"y ~ C(a, Sum) * C(b, Sum){block}", pd.DataFrame(rows)).fit()
     if fit.df_resid < 1 or fit.mse_resid <= (1e-9 * max(abs(row["y"]) for row in rows)) ** 2:
         raise NotTestable("nothing is left to estimate the error from")
-    found = anova_lm(fit, typ=3)
+    anova = anova_lm(fit, typ=3)
     names = {"C(a, Sum)": factors[0], "C(b, Sum)": factors[1], "C(a, Sum):C(b, Sum)": " x ".join(factors)}
-    residual = float(found.loc["Residual", "sum_sq"])
+    residual = float(anova.loc["Residual", "sum_sq"])
     return [
         AnovaRow(
             name,
-            float(found.loc[term, "sum_sq"]),
-            int(found.loc[term, "df"]),
+            float(anova.loc[term, "sum_sq"]),
+            int(anova.loc[term, "df"]),
             int(fit.df_resid),
-            float(found.loc[term, "F"]),
-            float(found.loc[term, "PR(>F)"]),
-            float(found.loc[term, "sum_sq"] / (found.loc[term, "sum_sq"] + residual)),
+            float(anova.loc[term, "F"]),
+            float(anova.loc[term, "PR(>F)"]),
+            float(anova.loc[term, "sum_sq"] / (anova.loc[term, "sum_sq"] + residual)),
             unit,
         )
         for term, name in names.items()

@@ -146,13 +146,13 @@ def from_scores(
 
 def changes(cells: Mapping[Where, Mapping[str, Sample]]) -> dict[Where, Mapping[str, Sample]]:
     """By metric and instrument, the change of every condition that was measured before and after EM."""
-    found: dict[Where, Mapping[str, Sample]] = {}
+    by_place: dict[Where, Mapping[str, Sample]] = {}
     for where, after in cells.items():
         before = cells.get(("pre_em", *where[1:]))
         if where[0] == "post_em" and before is not None:
             pairs = {name: _change(s, before[name]) for name, s in after.items() if name in before}
-            found[CHANGE, where[1], where[2]] = {name: s for name, s in pairs.items() if s is not None}
-    return found
+            by_place[CHANGE, where[1], where[2]] = {name: s for name, s in pairs.items() if s is not None}
+    return by_place
 
 
 def _change(after: Sample, before: Sample) -> Sample | None:
