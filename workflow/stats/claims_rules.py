@@ -188,7 +188,7 @@ def _separate_verdict(rule: schema.Rule, e: Estimate, alpha: float) -> str | Non
     if e.separate is None or isinstance(rule, schema.Size):
         return None
     if isinstance(rule, schema.Difference | schema.Change) and rule.effect is not None and e.effect is not None:
-        sd = float(np.ravel(e.value)[0] / np.ravel(e.effect.d)[0])
+        sd = float(np.ravel(e.effect.sd)[0])
         return verdicts.settle(verdicts.difference(e.separate.interval(alpha), rule.direction, rule.effect * sd))
     return verdicts.settle(words(rule, e.separate, alpha))
 
@@ -218,7 +218,7 @@ def _tipping(case: Case, verdict: str, e: Estimate, alpha: float) -> float | Non
         return None
     rule = case.claim.rule
     value = float(np.ravel(e.value)[0])
-    sd = value / float(np.ravel(e.effect.d)[0]) if e.effect is not None and value else 0.0
+    sd = float(np.ravel(e.effect.sd)[0]) if e.effect is not None else 0.0
     x = _stated(rule) * (sd if getattr(rule, "effect", None) is not None else 1.0)
     margin = float(getattr(rule, "margin", None) or 0.0)
     signed = -value if getattr(rule, "direction", "") == "lower" else value

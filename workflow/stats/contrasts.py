@@ -64,7 +64,7 @@ def _satterthwaite(cells: Sequence[Sample], w: np.ndarray) -> Estimate:
     df = total**2 / sum(part**2 / (k - 1) for part, k in zip(parts, n, strict=True))
     within = np.sqrt(sum((k - 1) * v for v, k in zip(variances, n, strict=True)) / (n.sum() - len(n)))
     scale = float(np.sqrt(np.sum(w**2 / n)))
-    effect = Effect(value / within, scale, int(n.sum() - len(n)), "the SD within conditions")
+    effect = Effect(value / within, within, scale, int(n.sum() - len(n)), "the SD within conditions")
     return Estimate(np.asarray(value), np.sqrt(total), df, effect, "Satterthwaite's t test", float(np.sum(w**2)))
 
 
