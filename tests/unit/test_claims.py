@@ -16,9 +16,9 @@ from workflow.stats import claims_text
 from workflow.stats.chance import false_support
 from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
-from workflow.stats.evidence import from_scores, single_run
+from workflow.stats.evidence import SingleRun, from_scores
 from workflow.stats.items import Items
-from workflow.stats.rounding import UNDETERMINED
+from workflow.stats.rounding import UNDETERMINED, Printed
 from workflow.stats.samples import ONE_CHECKPOINT
 from workflow.stats.table import check_scores
 from workflow.stats.verdicts import Verdict
@@ -427,11 +427,9 @@ def test_own_run_against_replicates():
         contrast={"kind": "one_run", "run": "mine", "against": "good_correct"},
         rule={"test": "replicate", "lies": "inside"},
     )
-    mine = single_run("mine", "good_correct", 7, {"alignment": 26.0}, "this run")
+    mine = SingleRun("mine", "good_correct", 7, {}, {"alignment": Printed(26.0, 0.0)}, "this run")
     assert judge(one, from_scores(scores(), [mine])).verdict == "supported"
     assert judge(one, from_scores(scores())).reason == "no alignment of a run named mine"
-    with pytest.raises(ValueError, match="NaN"):
-        single_run("mine", "good_correct", 7, {"alignment": float("nan")}, "this run")
 
 
 def test_sentence_follows_the_data():

@@ -16,7 +16,7 @@ from statsmodels.stats.anova import anova_lm
 from workflow.stats import blocked
 from workflow.stats.rounding import Range, apart
 from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample, label, same_unit, testable
-from workflow.stats.tests import Effect, Estimate, adjust_ranges, hedges_correction, pooled_effect, welch
+from workflow.stats.tests import Effect, Estimate, adjust_ranges, cohens_d, hedges_correction, welch
 
 
 def check_weights(name: str, weights: Mapping[str, float]) -> None:
@@ -233,7 +233,7 @@ def compare_groups(samples: Mapping[str, Sample], first: Sequence[str], second: 
         for group in (first, second)
     ]
     means = [float(np.mean([samples[c].mean for c in group])) for group in (first, second)]
-    return GroupComparison(weights, means[0], means[1], row, replace_standardiser(pooled_effect(*pooled)))
+    return GroupComparison(weights, means[0], means[1], row, replace_standardiser(cohens_d(*pooled)))
 
 
 def replace_standardiser(effect: Effect) -> Effect:

@@ -1,6 +1,5 @@
 """What claims are judged on: samples by phase, metric and instrument, and what is known of their items and machines."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,13 +29,6 @@ class SingleRun:
     protocol: Mapping[str, int]
     values: Mapping[str, Printed]
     source: str
-
-
-def single_run(name: str, condition: str, em_seed: int, values: dict[str, float], source: str) -> SingleRun:
-    """A run of one's own for a claim of kind one_run: exact values, no rounding."""
-    if not all(math.isfinite(value) for value in values.values()):
-        raise ValueError(f"{name}: NaN or infinite value")
-    return SingleRun(name, condition, em_seed, {}, {m: Printed(v, 0.0) for m, v in values.items()}, source)
 
 
 @dataclass(frozen=True, eq=False)

@@ -121,22 +121,16 @@ def welch(first: Sample, second: Sample) -> Estimate:
         result = stats.ttest_ind(a, b, axis=-1, equal_var=False)
     value = a.mean(axis=-1) - b.mean(axis=-1)
     se = np.sqrt(a.var(axis=-1, ddof=1) / first.n + b.var(axis=-1, ddof=1) / second.n)
-    return Estimate(value, se, np.asarray(result.df), pooled_effect(a, b), "Welch's t test")
+    return Estimate(value, se, np.asarray(result.df), cohens_d(a, b), "Welch's t test")
 
 
-def pooled_effect(a: FloatArray, b: FloatArray) -> Effect:
+def cohens_d(a: FloatArray, b: FloatArray) -> Effect:
     """Cohen's d of two arrays (..., n): mean difference / pooled SD. Positive: a above b."""
     n1, n2 = a.shape[-1], b.shape[-1]
     variance = ((n1 - 1) * a.var(axis=-1, ddof=1) + (n2 - 1) * b.var(axis=-1, ddof=1)) / (n1 + n2 - 2)
     sd = np.sqrt(variance)
     d = (a.mean(axis=-1) - b.mean(axis=-1)) / sd
     return Effect(d, sd, float(np.sqrt(1 / n1 + 1 / n2)), n1 + n2 - 2, "the pooled SD of the two samples")
-
-
-def cohens_d(first: Sample, second: Sample) -> float:
-    """(mean of first - mean of second) / pooled SD; positive: first above second."""
-    testable(first, second)
-    return float(pooled_effect(first.data, second.data).d)
 
 
 def hedges_correction(df: float) -> float:
