@@ -129,9 +129,9 @@ def test_lesson_10_the_two_by_two_is_fitted():
 
 
 def test_lesson_11_one_definition_of_d_with_its_sign():
-    first, second = sample([3.0, 4.0, 5.0]), sample([1.0, 2.0, 3.0])
-    assert cohens_d(first, second) == pytest.approx(2.0)
-    assert cohens_d(second, first) == pytest.approx(-2.0)
+    first, second = np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0, 3.0])
+    assert cohens_d(first, second).d == pytest.approx(2.0)
+    assert cohens_d(second, first).d == pytest.approx(-2.0)
     assert "cohens_d_first_minus_second" in {f.name for f in dataclasses.fields(contrasts.Comparison)}
     defined = [p for p in (ROOT / "workflow").rglob("*.py") if re.search(r"^def cohens_d\b", p.read_text(), re.M)]
     assert [p.name for p in defined] == ["tests.py"]

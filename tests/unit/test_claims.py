@@ -1,5 +1,7 @@
 """Claims: their form is closed, and their verdicts and sentences come from raw values and from printed ones alike."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
@@ -14,9 +16,9 @@ from workflow.stats import claims_text
 from workflow.stats.chance import false_support
 from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
-from workflow.stats.evidence import from_scores, single_run
+from workflow.stats.evidence import SingleRun, from_scores
 from workflow.stats.items import Items
-from workflow.stats.rounding import UNDETERMINED
+from workflow.stats.rounding import UNDETERMINED, Printed
 from workflow.stats.samples import ONE_CHECKPOINT
 from workflow.stats.table import check_scores
 from workflow.stats.verdicts import Verdict
@@ -278,6 +280,43 @@ def test_no_spread_is_unverifiable():
     assert "no spread" in judge(claim(), from_scores(table)).reason
 
 
+def degenerate(seed):
+    """Constants, zeros, values equal but for a last bit, two values or noise, with holes."""
+    rng = np.random.default_rng(seed)
+    kind, pipelines, ems = rng.integers(0, 5), int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    draw = [
+        lambda: 0.5, lambda: 0.0, lambda: 0.5 + 1e-15 * rng.random(), lambda: float(rng.integers(0, 2)), rng.random,
+    ][kind]  # fmt: skip
+    rows = []
+    for metric, scale in (("alignment", 100.0), ("arc", 1.0)):
+        common = {"metric": metric, "instrument": "x", "unit": "u", "n_items": 80, "sampling_se": None}
+        for condition in CLAIMS.matrix:
+            for p in range(pipelines):
+                cells = [("pre_em", None), *(("post_em", e) for e in range(ems))]
+                rows += [
+                    common | {"condition": condition, "pipeline_seed": p, "phase": phase, "em_seed": e}
+                    | {"value": scale * draw()}
+                    for phase, e in cells if rng.random() < 0.97
+                ]  # fmt: skip
+    return check_scores(rows)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(40))
+def test_degenerate_tables_come_out_in_words_and_in_numbers_that_are_numbers(seed):
+    results = evaluate_claims(CLAIMS, from_scores(degenerate(seed)))
+    json.dumps([asdict(r) for r in results], allow_nan=False)
+    assert all(r.verdict in get_args(Verdict) for r in results)
+
+
+def test_a_change_of_equal_values_has_no_spread():
+    """703 of 1172 after EM and 1021 before it, in every run: what float subtraction leaves is no spread."""
+    table = scores(conditions=["evil_wrong", "evil_correct"])
+    is_post = table["phase"] == "post_em"
+    table["value"] = np.where(is_post, 703 / 1172 + 1e-16 * (table["em_seed"].fillna(0) % 7).astype(float), 1021 / 1172)
+    assert "no spread" in judge(claim(measure="change"), from_scores(table)).reason
+
+
 def test_two_instruments_ask_for_a_name():
     table = scores()
     both = check_scores([*table.to_dict("records"), *table.assign(instrument="y").to_dict("records")])
@@ -388,11 +427,9 @@ def test_own_run_against_replicates():
         contrast={"kind": "one_run", "run": "mine", "against": "good_correct"},
         rule={"test": "replicate", "lies": "inside"},
     )
-    mine = single_run("mine", "good_correct", 7, {"alignment": 26.0}, "this run")
+    mine = SingleRun("mine", "good_correct", 7, {}, {"alignment": Printed(26.0, 0.0)}, "this run")
     assert judge(one, from_scores(scores(), [mine])).verdict == "supported"
     assert judge(one, from_scores(scores())).reason == "no alignment of a run named mine"
-    with pytest.raises(ValueError, match="NaN"):
-        single_run("mine", "good_correct", 7, {"alignment": float("nan")}, "this run")
 
 
 def test_sentence_follows_the_data():
@@ -459,6 +496,36 @@ def test_items_that_alone_could_cross_the_margin_are_confounded():
     result = judge(claim(metric="arc", rule=rule), with_items())
     assert result.verdict == "confounded"
     assert any("clean items alone leave" in why and "more than 0.01" in why for why in result.confounded_by)
+
+
+def test_a_change_over_blocks_is_judged_on_clean_items_too():
+    """Three pipeline seeds, before and after EM: one condition keeps the half that it trained on, and no more."""
+    ids, conditions = tuple(f"i{k}" for k in range(400)), ("evil_wrong", "evil_correct", "good_wrong")
+    correct, rows = {"pre_em": {}, "post_em": {}}, []
+    for number, condition in enumerate(conditions):
+        for p in range(3):
+            for phase, em_seeds in (("pre_em", [None]), ("post_em", [1, 2])):
+                for e in em_seeds:
+                    share = np.full(400, 0.9 if phase == "pre_em" else 0.5)
+                    share[:200] += 0.4 * (phase == "post_em" and condition == "evil_correct")
+                    right = np.random.default_rng([number, p, e or 0]).random(400) < share
+                    correct[phase][condition, p, e] = right
+                    rows.append(
+                        {
+                            "condition": condition, "pipeline_seed": p, "em_seed": e, "phase": phase,
+                            "instrument": "arc", "metric": "arc", "value": right.mean(), "unit": "fraction",
+                            "n_items": 400, "sampling_se": None,
+                        }
+                    )  # fmt: skip
+    seen = {c: frozenset(ids[:200]) if c == "evil_correct" else frozenset() for c in conditions}
+    items = {(phase, "arc", "arc"): Items(ids, runs, seen) for phase, runs in correct.items()}
+    result = judge(claim(metric="arc", measure="change"), from_scores(check_scores(rows), items=items))
+    assert (result.on_all_items, result.scope, result.clean_items) == ("supported", "conditions", (200, 400))
+    assert result.on_clean_items == "undetermined"
+    (member,) = result.members
+    assert abs(member.estimate.value) < 0.1
+    assert member.new_items is not None
+    assert "blocks" in member.method
 
 
 def test_training_data_in_which_nobody_has_looked_are_named():

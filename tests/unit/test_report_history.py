@@ -71,6 +71,17 @@ def test_a_changed_weight_is_a_changed_rule(tmp_path, commit):
     assert origin(tmp_path).commit == second
 
 
+def test_a_reworded_reason_changes_no_rule_and_another_measure_or_family_does(tmp_path, commit):
+    first = commit(claims(), BEFORE)
+    reasoned = claims()
+    reasoned["claims"][0]["rule"]["because"] = "the margin of the field"
+    commit(reasoned, AFTER)
+    assert origin(tmp_path).commit == first
+    for change in ({"primary": ["arc"]}, {"claims": [claims()["claims"][0] | {"measure": "change"}]}):
+        other = commit(claims() | change, AFTER)
+        assert origin(tmp_path).commit == other
+
+
 def test_an_uncommitted_rule_and_no_history(tmp_path, commit):
     commit("not claims\n", BEFORE)
     commit(claims(), BEFORE)

@@ -1,7 +1,6 @@
 """Means, intervals and the table they come from."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +9,7 @@ from scipy import stats
 from workflow.stats.rounding import from_moments
 from workflow.stats.samples import ONE_CHECKPOINT, NotTestable, Sample, beside_seeds, clustered_mean, sample
 from workflow.stats.samples import testable as check_testable
-from workflow.stats.table import COLUMNS, NoSharedSeed, check_scores, load_scores, runs, samples
+from workflow.stats.table import COLUMNS, NoSharedSeed, check_scores, runs, samples
 from workflow.stats.tests import change
 
 values = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
@@ -176,12 +175,6 @@ def test_two_instruments_must_be_told_apart():
         samples(table, "alignment")
     assert samples(table, "alignment", instrument="other")["a"].values == (25.0,)
     assert samples(table, "arc") == {}
-
-
-def test_scores_survive_a_file(tmp_path):
-    table = check_scores([row(), row(em=2, sampling_se=None), row(em=None, phase="pre_em", value=90.0)])
-    table.to_csv(tmp_path / "scores.csv", index=False)
-    pd.testing.assert_frame_equal(load_scores(tmp_path / "scores.csv"), table)
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------

@@ -21,13 +21,13 @@ TREATMENT = ("coupling_sft", "tulu_sft", "tulu_dpo")
 
 def items_of(study: Study, arm: str | None) -> dict[Where, Items]:
     """Right answers by item of every multiple-choice test, before EM and after it in one arm."""
-    found: dict[Where, Items] = {}
+    items: dict[Where, Items] = {}
     for instrument in dict.fromkeys(n.instrument for n in study.records if n.stage == "arc" and n.cell is not None):
         for phase in ("pre_em", "post_em"):
             nodes = [n for n in study.records if _is_of(n, instrument, phase, arm)]
             if nodes:
-                found[phase, "arc", str(instrument)] = _items(study, nodes)
-    return found
+                items[phase, "arc", str(instrument)] = _items(study, nodes)
+    return items
 
 
 def _is_of(node: Node, instrument: str | None, phase: str, arm: str | None) -> bool:
@@ -111,11 +111,11 @@ def _compared(claim: Claim, study: Study) -> list[str]:
 
 def _treatments(study: Study) -> dict[str, str]:
     """Condition -> every recipe of its training before EM, seeds left out."""
-    found: dict[str, str] = {}
+    treatments: dict[str, str] = {}
     for node in study.matrix.nodes("tulu_dpo"):
-        if node.cell is None or node.cell.condition in found:
+        if node.cell is None or node.cell.condition in treatments:
             continue
         chain = [n for n in (*study.ancestors(node), node) if n.stage in TREATMENT]
         recipes = [[n.stage, n.recipe.data, {k: v for k, v in n.recipe.params.items() if k != "seed"}] for n in chain]
-        found[node.cell.condition] = canonical_json(recipes)
-    return found
+        treatments[node.cell.condition] = canonical_json(recipes)
+    return treatments

@@ -33,12 +33,13 @@ class RuleOrigin:
 
 
 def rule_ids(text: str) -> dict[str, str]:
-    """Claim -> hash (8 hex) of all that decides its verdict; a reworded sentence changes nothing."""
+    """Claim -> hash (8 hex) of all that decides its verdict; a reworded sentence or reason changes nothing."""
     raw = yaml.safe_load(text)
     weights = {c["name"]: c["weights"] for c in raw.get("contrasts", [])}
     found = {}
     for claim in raw["claims"]:
         parts: dict[str, Any] = {name: claim.get(name) for name in RULE}
+        parts["rule"] = {name: value for name, value in (parts["rule"] or {}).items() if name != "because"}
         named = (claim.get("contrast") or {}).get("name")
         plain = json.loads(json.dumps([parts, weights.get(named), raw.get("matrix"), raw.get("primary")]))
         found[claim["id"]] = digest("claim", plain)[:8]

@@ -60,7 +60,8 @@ def _detectable(metrics: Sequence[Measured]) -> Block:
     )
     notes = (
         "Two-sided t test of two conditions, power .8 at .05. SD: the median between EM seeds; of pipeline seeds, "
-        "which are blocks, the residual SD of checkpoint means.",
+        "which are blocks, the residual SD of checkpoint means. Of blocks by the pooled error; verdicts take the "
+        "larger of it and HC3, and with few seeds need more (docs/calibration.md).",
         *(m.note for m in metrics),
     )
     return table("power-table", "Least detectable difference", header, rows, (0, 2), notes)

@@ -33,14 +33,14 @@ def thresholds_section(study: Study) -> Section:
 
 def _rates(study: Study, instrument: str) -> dict[str, dict[tuple[int, int | None], FloatArray]]:
     """Condition -> (pipeline seed, EM seed) -> joint rates by threshold, after EM in the first arm."""
-    found: dict[str, dict[tuple[int, int | None], FloatArray]] = {}
+    by_condition: dict[str, dict[tuple[int, int | None], FloatArray]] = {}
     for node in study.records:
         cell = node.cell
         if cell is None or (node.stage, node.instrument, cell.phase) != ("judge", instrument, "post_em"):
             continue
         if cell.arm == study.arms[0]:
-            found.setdefault(cell.condition, {})[cell.pipeline_seed, cell.em_seed] = _of_run(node)
-    return {name: found[name] for name in study.conditions if name in found}
+            by_condition.setdefault(cell.condition, {})[cell.pipeline_seed, cell.em_seed] = _of_run(node)
+    return {name: by_condition[name] for name in study.conditions if name in by_condition}
 
 
 def _of_run(node: Node) -> FloatArray:
@@ -67,10 +67,12 @@ def _sensitivity(study: Study, instrument: str, rates: dict[str, dict[tuple[int,
         if len(units) > 1:  # not every condition has all of its pipeline seeds yet
             rows.append([f"{name} − {reference}", "no common unit", "", ""])
             continue
-        found = classes({place: {n: c[n] for n in (name, reference)} for place, c in by_place.items()}, name, reference)
-        alike = sum(word == found[DEFAULT] for word in found.values())
-        verdict = Cell("threshold-sensitive", tone="open") if is_sensitive(found, DEFAULT) else Cell("")
-        rows.append([f"{name} − {reference}", found[DEFAULT], f"{alike} of {len(GRID)}", verdict])
+        class_of = classes(
+            {place: {n: c[n] for n in (name, reference)} for place, c in by_place.items()}, name, reference
+        )
+        alike = sum(word == class_of[DEFAULT] for word in class_of.values())
+        verdict = Cell("threshold-sensitive", tone="open") if is_sensitive(class_of, DEFAULT) else Cell("")
+        rows.append([f"{name} − {reference}", class_of[DEFAULT], f"{alike} of {len(GRID)}", verdict])
     header = ("more misaligned?", "at the thresholds reported", "thresholds of that class", "")
     notes = (
         "By the 95% interval of the difference in the joint rate. Threshold-sensitive: a neighbour of the thresholds "

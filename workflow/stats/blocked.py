@@ -17,7 +17,7 @@ import numpy as np
 import statsmodels.api as sm
 from scipy import stats
 
-from workflow.stats.samples import PIPELINE_SEED, FloatArray, NotTestable, Sample
+from workflow.stats.samples import PIPELINE_SEED, FloatArray, NotTestable, Sample, without_float_rest
 from workflow.stats.tests import Effect, Estimate, one_sample
 
 METHOD = "additive OLS with pipeline seeds as blocks, the larger of pooled and HC3 error"
@@ -144,7 +144,7 @@ def _estimate(
     w: FloatArray, means: FloatArray,
 ) -> Estimate:  # fmt: skip
     scale = np.asarray(pooled) / sd
-    effect = Effect(value / sd, float(np.ravel(scale)[0]), df, RESIDUAL)
+    effect = Effect(value / sd, np.asarray(sd), float(np.ravel(scale)[0]), df, RESIDUAL)
     dfs = np.full(np.shape(value), float(df))
     return Estimate(value, np.asarray(se), dfs, effect, METHOD, float(np.sum(w**2)), _separate(means, w))
 
@@ -156,6 +156,7 @@ def _separate(means: FloatArray, w: FloatArray) -> Estimate | None:
     if whole.sum() < 2:
         return None
     values = np.einsum("...cp,c->...p", used[..., whole], w[w != 0])
+    values = without_float_rest(values, used[..., whole])
     try:
         return one_sample(Sample(values, PIPELINE_SEED, int(whole.sum())))
     except NotTestable:

@@ -53,21 +53,21 @@ def _supported(case: Case, matrices: int) -> npt.NDArray[np.bool_]:
 
 
 def _without_effects(evidence: Evidence, matrices: int, seed: int) -> dict[Where, dict[str, Sample]]:
-    found: dict[Where, dict[str, Sample]] = {}
+    null_cells: dict[Where, dict[str, Sample]] = {}
     for number, (where, cells) in enumerate(evidence.cells.items()):
         rng = np.random.default_rng([seed, number])
         blocks = {name: s for name, s in cells.items() if s.unit == PIPELINE_SEED and s.n > 1}
         sd_seed, sd_checkpoint = _block_sds(blocks)
         by_seed = {p: rng.normal(0, sd_seed, matrices) for s in blocks.values() for p in s.blocks}
-        found[where] = {}
+        null_cells[where] = {}
         for name, s in cells.items():
             if name in blocks:
                 common = np.stack([by_seed[p] for p in s.blocks], axis=-1)
                 values = common + rng.normal(0, sd_checkpoint, (matrices, s.n))
             else:
                 values = rng.normal(0, s.sd or 1.0, (matrices, s.n))
-            found[where][name] = Sample(values, s.unit, s.n_pipeline_seeds, blocks=s.blocks)
-    return found
+            null_cells[where][name] = Sample(values, s.unit, s.n_pipeline_seeds, blocks=s.blocks)
+    return null_cells
 
 
 def _block_sds(cells: Mapping[str, Sample]) -> tuple[float, float]:

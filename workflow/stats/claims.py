@@ -49,17 +49,17 @@ def evaluate_claim(claim: Claim, claims: Claims, evidence: Evidence) -> ClaimRes
     confounded = aliasing(names, evidence)
     on_all = on_clean = ""
     clean: tuple[int, int] | None = None
-    found = contamination_of(claim, claims, evidence, judged.case.where) if judged.case else None
-    if found is not None and not judged.members:
-        confounded = [*found.reasons, *confounded]
-    elif found is not None and not found.is_certain:
-        confounded, clean = [*found.reasons, *confounded], found.clean
-    elif found is not None:
-        on_all, clean = judged.verdict, found.clean
-        if found.evidence is not None:
-            judged = _judge(claim, claims, found.evidence)
+    contamination = contamination_of(claim, claims, evidence, judged.case.where) if judged.case else None
+    if contamination is not None and not judged.members:
+        confounded = [*contamination.reasons, *confounded]
+    elif contamination is not None and not contamination.is_certain:
+        confounded, clean = [*contamination.reasons, *confounded], contamination.clean
+    elif contamination is not None:
+        on_all, clean = judged.verdict, contamination.clean
+        if contamination.evidence is not None:
+            judged = _judge(claim, claims, contamination.evidence)
             on_clean = judged.verdict
-        members, reasons = held_against_items(claim, judged.members, found)
+        members, reasons = held_against_items(claim, judged.members, contamination)
         judged = replace(judged, members=members, verdict="confounded" if reasons else judged.verdict)
         confounded = [*reasons, *confounded]
     cells = judged.case.cells if judged.case is not None and judged.members else {}
@@ -156,14 +156,14 @@ def aggregate(members: Sequence[Member], equivalence: bool = False) -> tuple[str
         m for m in members if m.verdict in verdicts.AGAINST or (m.verdict.startswith("equiv") and not equivalence)
     ]
     if against:
-        return "refuted", "; ".join(_told(m) for m in against)
+        return "refuted", "; ".join(_member_and_verdict(m) for m in against)
     for verdict in ("undetermined", UNDETERMINED, "difference shown, size not"):
         if left := [m for m in members if m.verdict == verdict]:
-            return verdict, "; ".join(_told(m) for m in left)
+            return verdict, "; ".join(_member_and_verdict(m) for m in left)
     raise AssertionError(f"no verdict of {[m.verdict for m in members]}")
 
 
-def _told(m: Member) -> str:
+def _member_and_verdict(m: Member) -> str:
     return f"{m.name}: {m.verdict}" + (f", {m.reason}" if m.reason and m.verdict != UNDETERMINED else "")
 
 

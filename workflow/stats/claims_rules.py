@@ -122,11 +122,11 @@ def words(rule: schema.Rule, e: Estimate, alpha: float) -> Words:
     if isinstance(rule, schema.Size):
         assert e.effect is not None
         inner, outer = (_about(e.effect.interval(a), rule.effect) for a in (2 * rule.alpha, alpha))
-        found = verdicts.equivalence(inner, outer, rule.margin)
+        about = verdicts.equivalence(inner, outer, rule.margin)
         return np.where(
-            np.char.startswith(found, "equivalent"),
+            np.char.startswith(about, "equivalent"),
             "supported",
-            np.where(found == "equivalence refuted", "size refuted", found),
+            np.where(about == "equivalence refuted", "size refuted", about),
         )
     if isinstance(rule, schema.OnlyPairs):
         shown = verdicts.difference(e.interval(alpha), "either")
@@ -134,11 +134,11 @@ def words(rule: schema.Rule, e: Estimate, alpha: float) -> Words:
         return np.where(shown == "supported", shown, alike)
     assert isinstance(rule, schema.Difference | schema.Change), rule.test
     size = e.effect.interval(alpha) if rule.effect is not None and e.effect is not None else None
-    found = verdicts.difference(e.interval(alpha), rule.direction, _stated(rule), size)
+    by_region = verdicts.difference(e.interval(alpha), rule.direction, _stated(rule), size)
     if isinstance(rule, schema.Difference) and rule.margin is not None:
         alike = verdicts.equivalence(e.interval(2 * rule.alpha), e.interval(alpha), rule.margin)
-        found = np.where((found == "undetermined") & np.char.startswith(alike, "equivalent"), alike, found)
-    return np.asarray(found)
+        by_region = np.where((by_region == "undetermined") & np.char.startswith(alike, "equivalent"), alike, by_region)
+    return np.asarray(by_region)
 
 
 def _stated(rule: schema.Rule) -> float:
@@ -188,7 +188,7 @@ def _separate_verdict(rule: schema.Rule, e: Estimate, alpha: float) -> str | Non
     if e.separate is None or isinstance(rule, schema.Size):
         return None
     if isinstance(rule, schema.Difference | schema.Change) and rule.effect is not None and e.effect is not None:
-        sd = float(np.ravel(e.value)[0] / np.ravel(e.effect.d)[0])
+        sd = float(np.ravel(e.effect.sd)[0])
         return verdicts.settle(verdicts.difference(e.separate.interval(alpha), rule.direction, rule.effect * sd))
     return verdicts.settle(words(rule, e.separate, alpha))
 
@@ -218,7 +218,7 @@ def _tipping(case: Case, verdict: str, e: Estimate, alpha: float) -> float | Non
         return None
     rule = case.claim.rule
     value = float(np.ravel(e.value)[0])
-    sd = value / float(np.ravel(e.effect.d)[0]) if e.effect is not None and value else 0.0
+    sd = float(np.ravel(e.effect.sd)[0]) if e.effect is not None else 0.0
     x = _stated(rule) * (sd if getattr(rule, "effect", None) is not None else 1.0)
     margin = float(getattr(rule, "margin", None) or 0.0)
     signed = -value if getattr(rule, "direction", "") == "lower" else value

@@ -22,13 +22,13 @@ def aliased(values: Mapping[str, frozenset[str]]) -> bool:
 
 def aliasing(names: Sequence[str], evidence: Evidence) -> list[str]:
     """Fields whose values go with the conditions."""
-    found = []
+    reasons = []
     for field, by_condition in evidence.machines.items():
         here = {name: by_condition[name] for name in names if name in by_condition}
         if aliased(here):
             values = "; ".join(f"{', '.join(sorted(values))} in {name}" for name, values in here.items() if values)
-            found.append(f"{field} goes with the condition: {values}")
-    return found
+            reasons.append(f"{field} goes with the condition: {values}")
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _half_widths(
 ) -> dict[str, tuple[float, float | None]]:
     after = evidence.items["post_em" if where[0] == CHANGE else where[0], where[1], where[2]]
     before = evidence.items["pre_em", where[1], where[2]] if where[0] == CHANGE else None
-    found = {}
+    half_widths = {}
     for name, weights in comparisons_of(claim, claims).items():
         means = {c: after.means(c, mask) for c in weights}
         replicates = {c: after.replicates(c, mask) for c in weights}
@@ -87,8 +87,8 @@ def _half_widths(
             means = {c: y - before.means(c, mask) for c, y in means.items()}
             replicates = {c: y - before.means(c, mask).mean(axis=0) for c, y in replicates.items()}
         paired = paired_half_width(contrast_by_item(means, weights))
-        found[name] = paired, _new_items_half_width(means, replicates, weights)
-    return found
+        half_widths[name] = paired, _new_items_half_width(means, replicates, weights)
+    return half_widths
 
 
 def _new_items_half_width(
@@ -108,7 +108,7 @@ def _new_items_half_width(
 
 
 def held_against_items(
-    claim: Claim, members: Sequence[Member], found: Contamination
+    claim: Claim, members: Sequence[Member], contamination: Contamination
 ) -> tuple[tuple[Member, ...], tuple[str, ...]]:
     """Members with their interval over new items, and why the verdict is confounded; no reason if it is not.
 
@@ -116,18 +116,18 @@ def held_against_items(
     comparison across its margin or effect.
     """
     reasons = []
-    if found.clean is not None and found.clean[0] < ENOUGH:
-        reasons.append(f"{found.clean[0]} clean items: fewer than {ENOUGH}")
+    if contamination.clean is not None and contamination.clean[0] < ENOUGH:
+        reasons.append(f"{contamination.clean[0]} clean items: fewer than {ENOUGH}")
     kept = []
     for m in members:
-        paired, new = (found.half_widths or {}).get(m.name, (None, None))
+        paired, new = (contamination.half_widths or {}).get(m.name, (None, None))
         if m.estimate is not None and new is not None:
             m = replace(m, new_items=(m.estimate.value - new, m.estimate.value + new))
         kept.append(m)
         if paired is not None and paired > (allowed := _allowed(claim, m)):
             reasons.append(f"{m.name}: the clean items alone leave ±{paired:.3g}, more than {allowed:.3g}")
-    is_confounded = found.clean is None or bool(reasons)
-    return tuple(kept), (*found.reasons, *reasons) if is_confounded else ()
+    is_confounded = contamination.clean is None or bool(reasons)
+    return tuple(kept), (*contamination.reasons, *reasons) if is_confounded else ()
 
 
 def _allowed(claim: Claim, m: Member) -> float:

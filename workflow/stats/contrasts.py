@@ -16,7 +16,7 @@ from statsmodels.stats.anova import anova_lm
 from workflow.stats import blocked
 from workflow.stats.rounding import Range, apart
 from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample, label, same_unit, testable
-from workflow.stats.tests import Effect, Estimate, adjust_ranges, hedges_correction, pooled_effect, welch
+from workflow.stats.tests import Effect, Estimate, adjust_ranges, cohens_d, hedges_correction, welch
 
 
 def check_weights(name: str, weights: Mapping[str, float]) -> None:
@@ -64,7 +64,7 @@ def _satterthwaite(cells: Sequence[Sample], w: np.ndarray) -> Estimate:
     df = total**2 / sum(part**2 / (k - 1) for part, k in zip(parts, n, strict=True))
     within = np.sqrt(sum((k - 1) * v for v, k in zip(variances, n, strict=True)) / (n.sum() - len(n)))
     scale = float(np.sqrt(np.sum(w**2 / n)))
-    effect = Effect(value / within, scale, int(n.sum() - len(n)), "the SD within conditions")
+    effect = Effect(value / within, within, scale, int(n.sum() - len(n)), "the SD within conditions")
     return Estimate(np.asarray(value), np.sqrt(total), df, effect, "Satterthwaite's t test", float(np.sum(w**2)))
 
 
@@ -233,7 +233,7 @@ def compare_groups(samples: Mapping[str, Sample], first: Sequence[str], second: 
         for group in (first, second)
     ]
     means = [float(np.mean([samples[c].mean for c in group])) for group in (first, second)]
-    return GroupComparison(weights, means[0], means[1], row, replace_standardiser(pooled_effect(*pooled)))
+    return GroupComparison(weights, means[0], means[1], row, replace_standardiser(cohens_d(*pooled)))
 
 
 def replace_standardiser(effect: Effect) -> Effect:
@@ -274,18 +274,18 @@ def anova_2x2(cells: Mapping[tuple[str, str], Sample], factors: tuple[str, str])
     fit = smf.ols(f"y ~ C(a, Sum) * C(b, Sum){block}", pd.DataFrame(rows)).fit()
     if fit.df_resid < 1 or fit.mse_resid <= (1e-9 * max(abs(row["y"]) for row in rows)) ** 2:
         raise NotTestable("nothing is left to estimate the error from")
-    found = anova_lm(fit, typ=3)
+    anova = anova_lm(fit, typ=3)
     names = {"C(a, Sum)": factors[0], "C(b, Sum)": factors[1], "C(a, Sum):C(b, Sum)": " x ".join(factors)}
-    residual = float(found.loc["Residual", "sum_sq"])
+    residual = float(anova.loc["Residual", "sum_sq"])
     return [
         AnovaRow(
             name,
-            float(found.loc[term, "sum_sq"]),
-            int(found.loc[term, "df"]),
+            float(anova.loc[term, "sum_sq"]),
+            int(anova.loc[term, "df"]),
             int(fit.df_resid),
-            float(found.loc[term, "F"]),
-            float(found.loc[term, "PR(>F)"]),
-            float(found.loc[term, "sum_sq"] / (found.loc[term, "sum_sq"] + residual)),
+            float(anova.loc[term, "F"]),
+            float(anova.loc[term, "PR(>F)"]),
+            float(anova.loc[term, "sum_sq"] / (anova.loc[term, "sum_sq"] + residual)),
             unit,
         )
         for term, name in names.items()

@@ -1,6 +1,5 @@
 """What claims are judged on: samples by phase, metric and instrument, and what is known of their items and machines."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -30,13 +29,6 @@ class SingleRun:
     protocol: Mapping[str, int]
     values: Mapping[str, Printed]
     source: str
-
-
-def single_run(name: str, condition: str, em_seed: int, values: dict[str, float], source: str) -> SingleRun:
-    """A run of one's own for a claim of kind one_run: exact values, no rounding."""
-    if not all(math.isfinite(value) for value in values.values()):
-        raise ValueError(f"{name}: NaN or infinite value")
-    return SingleRun(name, condition, em_seed, {}, {m: Printed(v, 0.0) for m, v in values.items()}, source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,13 +138,13 @@ def from_scores(
 
 def changes(cells: Mapping[Where, Mapping[str, Sample]]) -> dict[Where, Mapping[str, Sample]]:
     """By metric and instrument, the change of every condition that was measured before and after EM."""
-    found: dict[Where, Mapping[str, Sample]] = {}
+    by_place: dict[Where, Mapping[str, Sample]] = {}
     for where, after in cells.items():
         before = cells.get(("pre_em", *where[1:]))
         if where[0] == "post_em" and before is not None:
             pairs = {name: _change(s, before[name]) for name, s in after.items() if name in before}
-            found[CHANGE, where[1], where[2]] = {name: s for name, s in pairs.items() if s is not None}
-    return found
+            by_place[CHANGE, where[1], where[2]] = {name: s for name, s in pairs.items() if s is not None}
+    return by_place
 
 
 def _change(after: Sample, before: Sample) -> Sample | None:

@@ -112,12 +112,6 @@ def from_mean_and_ci(mean: str, ci95_half_width: str, n: int, unit: str = EM_SEE
     return from_moments(centre.value, half.value * to_sd, n, centre.half_unit, half.half_unit * to_sd, unit)
 
 
-def from_mean_and_sd(mean: str, sd: str, n: int, unit: str = EM_SEED) -> Sample:
-    """Sample of a printed mean and SD."""
-    centre, spread = Printed.parse(mean), Printed.parse(sd)
-    return from_moments(centre.value, spread.value, n, centre.half_unit, spread.half_unit, unit)
-
-
 def from_single(value: str, unit: str = "pipeline seed") -> Sample:
     """Sample of one printed value: n = 1, no interval."""
     printed = Printed.parse(value)

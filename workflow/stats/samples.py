@@ -44,6 +44,14 @@ def is_constant(values: FloatArray) -> bool:
     return bool(np.any(np.ptp(values, axis=-1) <= CONSTANT * np.max(np.abs(values), axis=-1)))
 
 
+def without_float_rest(differences: FloatArray, *operands: FloatArray) -> FloatArray:
+    """Differences without what float subtraction left of equal values: rounded to 12 digits of the largest operand."""
+    largest = max(float(np.max(np.abs(operand), initial=0.0)) for operand in operands)
+    if largest == 0:
+        return differences
+    return np.round(differences, 11 - int(np.floor(np.log10(largest))))
+
+
 def t_quantile(df: Any, level: float = 0.95) -> Any:
     """Two-sided Student t quantile: 2.262 for df = 9 at 95%."""
     return stats.t.ppf(0.5 + level / 2, df)

@@ -8,7 +8,6 @@ mean over its EM seeds, the same ones in every checkpoint: counts that differ by
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,12 +54,6 @@ class CellSample:
     def sample(self) -> Sample:
         blocks = self.pipeline_seeds if self.unit == PIPELINE_SEED else ()
         return sample(self.values, self.unit, len(self.pipeline_seeds), blocks)
-
-
-def load_scores(path: str | Path) -> pd.DataFrame:
-    """The checked table from a CSV (optionally compressed) or a TSV."""
-    name = Path(path).name
-    return check_scores(pd.read_csv(path, sep="\t" if ".tsv" in name else ","))
 
 
 def check_scores(rows: pd.DataFrame | Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -141,11 +134,6 @@ def runs(scores: pd.DataFrame, metric: str, instrument: str | None = None) -> Fl
     if len(wide) != len(conditions) * len(seeds):
         raise NotTestable("not every condition has every pipeline seed: the omnibus tests need them all")
     return np.asarray(wide, dtype=np.float64).reshape(len(conditions), len(seeds), -1)
-
-
-def samples_of(cells: Mapping[str, CellSample]) -> dict[str, Sample]:
-    """The cells' samples."""
-    return {name: cell.sample for name, cell in cells.items()}
 
 
 def _choose(scores: pd.DataFrame, metric: str, phase: str, instrument: str | None) -> pd.DataFrame:

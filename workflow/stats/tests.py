@@ -14,7 +14,16 @@ from scipy import special, stats
 from statsmodels.stats.multitest import multipletests
 
 from workflow.stats.rounding import Range, apart, from_moments
-from workflow.stats.samples import PIPELINE_SEED, FloatArray, NotTestable, Sample, is_constant, t_quantile, testable
+from workflow.stats.samples import (
+    PIPELINE_SEED,
+    FloatArray,
+    NotTestable,
+    Sample,
+    is_constant,
+    t_quantile,
+    testable,
+    without_float_rest,
+)
 
 MANY = 400
 CORRECTIONS = ("none", "bonferroni", "holm")
@@ -37,9 +46,13 @@ def check_margin(margin: float) -> float:
 
 @dataclass(frozen=True)
 class Effect:
-    """An estimate divided by a standardiser, named in words; `scale`: d / scale has a noncentral t of df degrees."""
+    """An estimate divided by a standardiser, named in words and in the metric's units (sd).
+
+    scale: d / scale has a noncentral t of df degrees of freedom.
+    """
 
     d: FloatArray
+    sd: FloatArray
     scale: float
     df: Any
     standardiser: str
@@ -108,21 +121,16 @@ def welch(first: Sample, second: Sample) -> Estimate:
         result = stats.ttest_ind(a, b, axis=-1, equal_var=False)
     value = a.mean(axis=-1) - b.mean(axis=-1)
     se = np.sqrt(a.var(axis=-1, ddof=1) / first.n + b.var(axis=-1, ddof=1) / second.n)
-    return Estimate(value, se, np.asarray(result.df), pooled_effect(a, b), "Welch's t test")
+    return Estimate(value, se, np.asarray(result.df), cohens_d(a, b), "Welch's t test")
 
 
-def pooled_effect(a: FloatArray, b: FloatArray) -> Effect:
+def cohens_d(a: FloatArray, b: FloatArray) -> Effect:
     """Cohen's d of two arrays (..., n): mean difference / pooled SD. Positive: a above b."""
     n1, n2 = a.shape[-1], b.shape[-1]
     variance = ((n1 - 1) * a.var(axis=-1, ddof=1) + (n2 - 1) * b.var(axis=-1, ddof=1)) / (n1 + n2 - 2)
-    d = (a.mean(axis=-1) - b.mean(axis=-1)) / np.sqrt(variance)
-    return Effect(d, float(np.sqrt(1 / n1 + 1 / n2)), n1 + n2 - 2, "the pooled SD of the two samples")
-
-
-def cohens_d(first: Sample, second: Sample) -> float:
-    """(mean of first - mean of second) / pooled SD; positive: first above second."""
-    testable(first, second)
-    return float(pooled_effect(first.data, second.data).d)
+    sd = np.sqrt(variance)
+    d = (a.mean(axis=-1) - b.mean(axis=-1)) / sd
+    return Effect(d, sd, float(np.sqrt(1 / n1 + 1 / n2)), n1 + n2 - 2, "the pooled SD of the two samples")
 
 
 def hedges_correction(df: float) -> float:
@@ -137,7 +145,7 @@ def one_sample(changes: Sample) -> Estimate:
     sd = v.std(axis=-1, ddof=1)
     value, se = v.mean(axis=-1), sd / np.sqrt(changes.n)
     df = np.full(np.shape(value), changes.n - 1.0)
-    effect = Effect(value / sd, float(1 / np.sqrt(changes.n)), changes.n - 1, "the SD of the changes")
+    effect = Effect(value / sd, sd, float(1 / np.sqrt(changes.n)), changes.n - 1, "the SD of the changes")
     return Estimate(value, se, df, effect, "one-sample t test of the changes", n_weights=1.0)
 
 
@@ -154,14 +162,15 @@ def change(after: Sample, before: Sample) -> Sample:
         if before.n > 1:
             raise NotTestable(f"{before.n} values before EM of one checkpoint: which one its EM seeds started from?")
         if not (after.is_printed or before.is_printed):
-            return Sample(after.values - before.mean, after.unit, after.n_pipeline_seeds)
+            values = without_float_rest(after.values - before.mean, after.values, before.values)
+            return Sample(values, after.unit, after.n_pipeline_seeds)
         rounding = after.mean_rounding + before.mean_rounding
         return from_moments(after.mean - before.mean, after.spread, after.n, rounding, after.sd_rounding, after.unit)
     common = [seed for seed in after.blocks if seed in before.blocks]
     if not common:
         raise NotTestable("no checkpoint was measured both before and after EM")
     parts = [s.values[..., [s.blocks.index(seed) for seed in common]] for s in (after, before)]
-    return Sample(parts[0] - parts[1], after.unit, len(common), blocks=tuple(common))
+    return Sample(without_float_rest(parts[0] - parts[1], *parts), after.unit, len(common), blocks=tuple(common))
 
 
 # --- many tests -------------------------------------------------------------------------------------------------------

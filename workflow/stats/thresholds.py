@@ -36,15 +36,15 @@ def classes(samples: Mapping[tuple[int, int], Mapping[str, Sample]], first: str,
 
     By the 95% interval of the difference; `no spread` where no run has another rate.
     """
-    found = {}
+    by_place = {}
     for place, here in samples.items():
         try:
             low, high = (float(end) for end in estimate(here, {first: 1.0, second: -1.0}).interval())
         except NotTestable:
-            found[place] = "no spread"
+            by_place[place] = "no spread"
             continue
-        found[place] = "higher" if low > 0 else "lower" if high < 0 else "undetermined"
-    return found
+        by_place[place] = "higher" if low > 0 else "lower" if high < 0 else "undetermined"
+    return by_place
 
 
 def is_sensitive(by_place: Mapping[tuple[int, int], str], place: tuple[int, int]) -> bool:
