@@ -4,11 +4,17 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
 from tests.lessons.planted import demo
+from tests.unit import fake_report
+from workflow import gpus
+from workflow.__main__ import app
 from workflow.config import Config, ConfigError
 from workflow.data.rows import read_prompts
 from workflow.evals import rule_scorer
@@ -235,3 +241,29 @@ def test_plain_http_to_another_machine_needs_the_placements_word(monkeypatch):
         pass
     with judge.endpoint(JudgePlacement.model_validate(raw | {"allow_http": True}), "m") as (place, _):
         assert place.base_url == "http://judge.example/v1"
+
+
+def test_a_panels_local_judge_takes_a_gpu():
+    placement = {"base_url": "embedded", "panel": ({"base_url": "local"},)}
+    assert gpus.needed("judge", placement) == 1
+    assert gpus.needed("judge", placement | {"panel": []}) == 0
+
+
+def test_retry_unscored_looks_at_what_is_not_finished(tmp_path, monkeypatch):
+    """Through the command, on a plan whose one judgment failed after it had asked."""
+    monkeypatch.chdir(tmp_path)
+    raw = demo()
+    raw |= {"name": "test", "conditions": raw["conditions"][:1], "em_seeds": [42]}
+    matrix = fake_report.project(tmp_path, raw)
+    (tmp_path / "config/test.yaml").write_text(yaml.safe_dump(raw))
+    failed, finished = (Path(n.record).parent for n in matrix.nodes("judge"))
+    for folder in (failed, finished):
+        with Journal(folder / "journal.jsonl", frozenset({"m"})) as journal:
+            journal.add_reply("0" * 64, Reply(text="hello", model="m"), (1, 1))
+            journal.add_unscored("parse_error", ["0" * 64])
+    (finished / "record.json").write_text("{}")
+    done = CliRunner().invoke(app, ["retry-unscored", "--configfile", "config/test.yaml"])
+    assert done.exit_code == 0, done.output
+    assert "1 replies of 1 cells" in done.output
+    assert b'"reply"' not in (failed / "journal.jsonl").read_bytes()
+    assert b'"reply"' in (finished / "journal.jsonl").read_bytes()
