@@ -291,6 +291,21 @@ def judge_cost(configfile: ConfigFile = DEFAULT) -> None:
     print(f"in all {sum(c.usd for c in found):.2f} USD at the prices of placement.judge")
 
 
+@app.command(name="retry-unscored")
+def retry_unscored(configfile: ConfigFile = DEFAULT) -> None:
+    """Have what gave no score asked for again, in judgments that are not finished; their journals are kept otherwise.
+
+    Example: matrix retry-unscored --configfile config/config.yaml
+    """
+    from workflow.judge.journal import retry_unscored as retry
+
+    nodes = _plan(configfile, may_be_provisional=False).nodes("judge")
+    dropped = retry([Path(node.record).parent for node in nodes if not Path(node.record).exists()])
+    for folder, count in dropped.items():
+        print(f"{folder}: {count} replies without a score are asked for again")
+    print(f"{sum(dropped.values())} replies of {len(dropped)} cells; a finished result is asked again by `matrix redo`")
+
+
 @app.command()
 def doctor(configfile: ConfigFile = DEFAULT) -> None:
     """What is missing before the first GPU hour: data, hub, judge, GPUs, disk, hours, the site. Exit status 1 if so.

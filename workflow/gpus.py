@@ -24,7 +24,9 @@ def needed(stage: str, placement: Mapping[str, object]) -> int:
     if stage in ("arc", "generate", "lm_eval", "pairs"):
         return 1
     if stage == "judge":
-        return int(placement.get("base_url") == "local")
+        panel = placement.get("panel")
+        places = [placement, *(panel if isinstance(panel, list | tuple) else ())]
+        return int(any(place.get("base_url") == "local" for place in places))
     size = placement.get("world_size", 0)
     return size if isinstance(size, int) else 0
 

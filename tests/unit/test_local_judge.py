@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.error
@@ -101,32 +100,6 @@ def test_a_server_that_never_answers_is_stopped(tmp_path):
     ):
         pass
     assert gone(int((tmp_path / "pid").read_text()))
-
-
-# A server that answers whoever asks.
-THIEF = """
-import sys
-from workflow.evals.scorer_server import Server
-server = Server(("127.0.0.1", int(sys.argv[1])), "x")
-server.RequestHandlerClass._may_ask = lambda self: True
-print("ready", flush=True)
-server.serve_forever()
-"""
-
-
-def test_another_process_on_the_freed_port_is_not_taken_for_the_judge(command, tmp_path, monkeypatch):
-    """Which answers to any key, while ours is still starting."""
-    port = local._free_port()
-    other = subprocess.Popen([sys.executable, "-c", THIEF, str(port)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert other.stdout.readline() == "ready\n"
-        monkeypatch.setattr(local, "_free_port", lambda: port)
-        waits = [sys.executable, "-c", "import time; time.sleep(600)"]
-        with pytest.raises(StageError, match=f"is not what answers on port {port}"), local.local_judge(waits):
-            pass
-    finally:
-        other.kill()
-        other.wait()
 
 
 def test_nobody_else_is_answered_and_the_key_is_in_no_command_line(command):

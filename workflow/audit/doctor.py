@@ -147,7 +147,8 @@ def _reach(address: str) -> str | None:
 
 def _judge(judge: JudgePlacement, environ: Mapping[str, str]) -> list[Finding]:
     """Only whether the variables are set; what is in them is told to nobody."""
-    unset = [name for name in (judge.base_url_env, judge.api_key_env) if name and not environ.get(name)]
+    names = dict.fromkeys(n for place in (judge, *judge.panel) for n in (place.base_url_env, place.api_key_env) if n)
+    unset = [name for name in names if not environ.get(name)]
     if unset:
         return [Finding("missing", "judge", f"{name} is not set. Export it where jobs start") for name in unset]
     return [Finding("fine", "judge", judge.base_url or "address and key are set")]

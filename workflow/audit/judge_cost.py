@@ -29,10 +29,11 @@ class Cost(NamedTuple):
 
 def judge_cost(matrix: Matrix) -> list[Cost]:
     """Costs of the judgments that are missing, by instrument; none for an instrument that is judged throughout."""
-    endpoint = Endpoint("http://localhost/v1", **limits_of(matrix.config.placement.judge))
     found = []
-    for instrument in matrix.config.instruments:
-        missing = [n for n in matrix.nodes("judge") if n.instrument == instrument.name and not Path(n.record).exists()]
+    for judge, name in ((j, i.of(j)) for i in matrix.config.instruments for j in (i.judge, *i.panel)):
+        limits = limits_of(matrix.config.placement.judge.of(judge.model))
+        endpoint = Endpoint("http://localhost/v1", **limits)
+        missing = [n for n in matrix.nodes("judge") if n.instrument == name and not Path(n.record).exists()]
         told = [t for t in (_of_cell(n, endpoint) for n in missing) if t is not None]
         if not missing:
             continue
@@ -43,8 +44,7 @@ def judge_cost(matrix: Matrix) -> list[Cost]:
         if not told:
             requests = _requests(missing[0]) * len(missing)
         usd = endpoint.usd(tokens_in, tokens_out)
-        model = instrument.judge.model
-        found.append(Cost(instrument.name, model, len(missing), len(told), requests, tokens_in, tokens_out, usd))
+        found.append(Cost(name, judge.model, len(missing), len(told), requests, tokens_in, tokens_out, usd))
     return found
 
 

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workflow.evals.scoring import Outcome
 from workflow.judge.journal import Journal
 from workflow.judge.replies import JudgeError, Reply, check_method
 from workflow.judge.requests import JudgeSettings, Plan, Request, Unit, lookups
@@ -32,7 +33,7 @@ _TYPICAL_LOOKUPS = 12  # requests for one enumerated score: one, then one for ea
 # The first askers start this far apart, so that replies come back one by one. Started together, they
 # come back together, wait for each other's handling (a ms or two of CPU) in every round, and
 # 64 at 500 ms lose a fifth of the rate.
-_STAGGER_S = 0.006
+_STAGGER_S = 0.003
 _ADVICE = {
     400: "The request is wrong for this endpoint; see the judge's settings.",
     401: "Is the environment variable that holds the key set, and right?",
@@ -85,7 +86,8 @@ def judge_completions(
         asyncio.run(_Run(plan, endpoint, api_key, journal).judge_all())
         replies = {unit: _collect(plan, unit, journal) for unit in plan.units}
         check_method(settings.method, (of_unit[""] for of_unit in replies.values()))
-        _note_unscored(plan, replies, journal)
+        outcomes = {unit: plan.outcomes(unit, of_unit) for unit, of_unit in replies.items()}
+        _note_unscored(plan, replies, outcomes, journal)
         account = {
             "judgments": len(plan.units),
             "replies": sum(len(of_unit) for of_unit in replies.values()),
@@ -98,7 +100,7 @@ def judge_completions(
             "models": sorted({reply.model for of_unit in replies.values() for reply in of_unit.values()}),
             "seconds": round(time.monotonic() - started, 3),
         }
-    return JudgeRun(_rows(plan, replies), account)
+    return JudgeRun(_rows(plan, replies, outcomes), account)
 
 
 def estimate(
@@ -268,32 +270,36 @@ def _collect(plan: Plan, unit: Unit, journal: Journal) -> dict[str, Reply]:
     return replies
 
 
-def _note_unscored(plan: Plan, replies: Mapping[Unit, Mapping[str, Reply]], journal: Journal) -> None:
+Replies = Mapping[Unit, Mapping[str, Reply]]
+Outcomes = Mapping[Unit, Mapping[str, Outcome]]
+
+
+def _note_unscored(plan: Plan, replies: Replies, outcomes: Outcomes, journal: Journal) -> None:
     """Write down which replies gave no score, so that they can be taken back and asked for again."""
-    for unit, of_unit in replies.items():
-        kinds = {o.kind for o in plan.outcomes(unit, of_unit).values() if o.value is None}
+    for unit, of_unit in outcomes.items():
+        kinds = {o.kind for o in of_unit.values() if o.value is None}
         if kinds:
-            journal.add_unscored(min(kinds), [plan.request(unit, prefill).key for prefill in of_unit])
+            journal.add_unscored(min(kinds), [plan.request(unit, prefill).key for prefill in replies[unit]])
 
 
-def _rows(plan: Plan, replies: Mapping[Unit, Mapping[str, Reply]]) -> list[dict[str, Any]]:
-    def judged(row: int, repeat: int) -> dict[str, Any]:
-        outcomes: dict[str, Any] = {}
+def _rows(plan: Plan, replies: Replies, outcomes: Outcomes) -> list[dict[str, Any]]:
+    def of_judging(row: int, repeat: int) -> dict[str, Any]:
+        judged: dict[str, Any] = {}
         raw: list[dict[str, Any]] = []
         for name in plan.prompts:
             unit = Unit(row, repeat, name)
-            outcomes |= {metric: o.to_dict() for metric, o in plan.outcomes(unit, replies[unit]).items()}
+            judged |= {metric: o.to_dict() for metric, o in outcomes[unit].items()}
             raw += [
                 {"prompt": name, "prefill": p, **r.model_dump(mode="json")} for p, r in sorted(replies[unit].items())
             ]
-        return {"outcomes": outcomes, "replies": raw}
+        return {"outcomes": judged, "replies": raw}
 
     return [
         {
             "question_id": completion["question_id"],
             "sample": completion["sample"],
-            **judged(row, 0),
-            "again": judged(row, 1) if row in plan.repeated else None,
+            **of_judging(row, 0),
+            "again": of_judging(row, 1) if row in plan.repeated else None,
         }
         for row, completion in enumerate(plan.completions)
     ]

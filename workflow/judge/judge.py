@@ -110,7 +110,7 @@ def refuse_silence(rows: Sequence[dict[str, Any]], unscored: dict[str, Any], mos
     raise StageError(
         f"{unscored['numerator']} of {unscored['denominator']} judgments have no score ({counts}), more than "
         f"placement.judge.max_unscored allows ({most:g}): the judge said {', '.join(said)}. Is it the right endpoint, "
-        "model and method? `python -m workflow retry-unscored` asks for these again; a larger max_unscored keeps them."
+        "model and method? `matrix retry-unscored` has these asked for again; a larger max_unscored keeps them."
     )
 
 

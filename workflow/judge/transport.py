@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import httpx2
 
 GRACE_S = 10.0  # for the attempts that are under way when the run ends: they are paid for
-_CONNECTIONS_A_POOL = 8
+_CONNECTIONS_A_POOL = 4
 _CAUTIOUS = 3.0  # bytes a token, where a guess must not be too low
 ENCODINGS = "gzip, deflate"  # what `_body` can bound
 _RETRY_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
