@@ -74,8 +74,8 @@ def measure(shape: str, batch: int, steps: int, placement: dict[str, Any], skip:
         return built
 
     found = common.run(build, "tulu_dpo", params, placed, skip)
-    a_step = found["seconds"] + facts.get("reference_seconds", 0.0) / steps
-    tokens = facts["tokens"] / steps / a_step
+    a_token = facts.get("reference_seconds", 0.0) / facts["tokens"]
+    tokens = found["tokens"] / (found["seconds"] + a_token * found["tokens"])
     found |= {"tokens_s": round(tokens), "share": round(8 * facts["size"] * tokens / common.PEAK, 3)}
     return {**found, "reference_s_a_step": round(facts.get("reference_seconds", 0.0) / steps, 3)}
 

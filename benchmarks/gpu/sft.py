@@ -49,7 +49,7 @@ def measure(shape: str, batch: int, steps: int, placement: dict[str, Any], skip:
         return built
 
     found = common.run(build, "tulu_sft", params, placed, skip)
-    tokens = sum(sizes) / steps / found["seconds"]
+    tokens = found["tokens"] / found["seconds"]
     found["tokens_s"] = round(tokens)
     found["share"] = round(6 * measure.size * tokens / common.PEAK, 3)  # type: ignore[attr-defined]
     return found

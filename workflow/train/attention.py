@@ -73,10 +73,8 @@ def _varlen_gpu(query: Any, key: Any, value: Any, cu: Any, longest: int, scaling
         options["scale"] = scaling
     elif scaling is not None and scaling != query.shape[-1] ** -0.5:
         raise ValueError(f"torch's varlen_attn scales by head size alone here, the model says {scaling}")
-    if groups > 1 and "enable_gqa" in _parameters:
+    if groups > 1 and "enable_gqa" in _parameters:  # torch 2.11 takes fewer key heads without being told
         options["enable_gqa"] = True
-    elif groups > 1:
-        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     out: Any = varlen_attn(query, key, value, cu, cu, longest, longest, **options)
     return out.view(1, tokens, -1, out.shape[-1])
 

@@ -133,15 +133,16 @@ class Adapters:
         self.scaling = scaling
         matrices = sorted(starts[0], key=lambda name: ".lora_B." in name)
         self.places: dict[str, tuple[int, tuple[int, int]]] = {}
-        end = 0
+        self.end_of_a = end = 0
         for name in matrices:  # PEFT's own (out, in) matrices, transposed
             rows, columns = starts[0][name].T.shape
             self.places[name] = (end, (rows, columns))
             end += rows * columns
-            self.end_of_a = end if ".lora_A." in name else self.end_of_a
+            if ".lora_A." in name:
+                self.end_of_a = end
         flat = [torch.cat([start[name].T.flatten() for name in matrices]) for start in starts]
         self.weights = torch.nn.Parameter(torch.stack(flat).to(device))
-        self.weights.grad = torch.zeros_like(self.weights)
+        self.grad = self.weights.grad = torch.zeros_like(self.weights)
         self.work = torch.empty_like(self.weights, dtype=dtype, requires_grad=False)
         self.copy_weights()
 
@@ -156,7 +157,7 @@ class Adapters:
 
     def finish_gradient(self) -> None:
         """From the gradient of scaling * A to that of A."""
-        self.weights.grad[:, : self.end_of_a] *= self.scaling
+        self.grad[:, : self.end_of_a] *= self.scaling
 
 
 def stacked_linear() -> Any:
@@ -175,7 +176,7 @@ def stacked_linear() -> Any:
             self.base, self.p, self.masks = base, dropout, masks
             names = name, name.replace(".lora_A.", ".lora_B.")
             self.work = [adapters.view(adapters.work, n) for n in names]
-            self.grads = [adapters.view(adapters.weights.grad, n) for n in names]
+            self.grads = [adapters.view(adapters.grad, n) for n in names]
 
         def forward(self, x: Any) -> Any:
             keep = self.masks(x.shape[-1]) if self.training and self.p > 0 else None
@@ -340,7 +341,7 @@ class Joint:
         norms = self._clip()
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        self.adapters.weights.grad.zero_()
+        self.adapters.grad.zero_()
         self.adapters.copy_weights()
         self.schedule.step()
         self.micro_batches = max(self.micro_batches, count)
@@ -399,7 +400,7 @@ class Joint:
     def _clip(self) -> Any:
         """Clip each seed's gradient by its own norm, as torch's clip_grad_norm_ does; gives the norms before."""
         self.adapters.finish_gradient()
-        grad = self.adapters.weights.grad
+        grad = self.adapters.grad
         norms = grad.norm(dim=1)
         if self.params.max_grad_norm > 0:
             grad.mul_((self.params.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])

@@ -219,12 +219,13 @@ def step_trainer(base: type) -> Any:
         job: Job
         collator: StepCollator
         rows: int  # of the newest step, over all processes
+        tokens: int  # of the newest step, on this process
         tokens_at_once: int
         micro_batches: int
 
         def prepare_steps(self, job: Job, length: Callable[[Row], int], targets: Callable[[Row], int] | None) -> None:
             """Set how steps are made, after the trainer is built and before it trains."""
-            self.job, self.rows, self.tokens_at_once, self.micro_batches = job, 0, 0, 0
+            self.job, self.rows, self.tokens, self.tokens_at_once, self.micro_batches = job, 0, 0, 0, 0
             self.collator = StepCollator(self.data_collator, length, targets, job.placement, self.args.process_index)
 
         def get_train_dataloader(self) -> Any:
@@ -273,7 +274,7 @@ def step_trainer(base: type) -> Any:
                     f"step {self.state.global_step + 1}: {drawn} rows were drawn, {declared} are declared. "
                     "The protocol is not the declared one; nothing is recorded."
                 )
-            self.rows = drawn
+            self.rows, self.tokens = drawn, sum(inputs["tokens"])
             self.tokens_at_once = max(self.tokens_at_once, *inputs["tokens"])
             self.micro_batches = max(self.micro_batches, len(inputs["rows"]))
 
