@@ -99,17 +99,19 @@ def job(stage: str, params: dict[str, Any], placement: dict[str, Any]) -> Iterat
 
 
 def run(build: Callable[[Job], Any], stage: str, params: dict[str, Any], placement: dict[str, Any], skip: int) -> dict:
-    """Train by the project's own trainer; give the median seconds of a step after the first `skip`, losses, memory."""
+    """Train by the project's own trainer; give mean seconds and tokens of a step after the first `skip`, losses, memory."""
     import torch
     from transformers import TrainerCallback
 
     ends: list[float] = []
+    tokens: list[int] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
+            tokens.append(built.tokens)
 
     models.quiet()
     with job(stage, params, placement) as made:
@@ -121,6 +123,7 @@ def run(build: Callable[[Job], Any], stage: str, params: dict[str, Any], placeme
     found = {
         "seconds": sum(seconds) / len(seconds),
         "steps": len(seconds),
+        "tokens": sum(tokens[skip:]) / len(seconds),  # of the steps that were timed: rows differ in length
         "losses": [entry["loss"] for entry in log],
         "peak_gb": round(observed["peak_memory_bytes"] / 1e9, 1),
         "micro_batches": observed["micro_batches_per_step"],
@@ -161,5 +164,5 @@ def tell_all(placements: dict[str, dict], only: list[str] | None, measure: Calla
             tell(name, out_of_memory=True)
             clear()
             continue
-        found.pop("losses")
+        found = {key: value for key, value in found.items() if key not in ("losses", "tokens")}
         tell(name, **{k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()})

@@ -66,11 +66,13 @@ def together(model: Any, data: list[Any], placement: dict[str, Any], dropout: fl
     params = {**PARAMS, "lora": {**LORA, "lora_dropout": dropout}}
     recipes = [{**params, "seed": 42 + n} for n in range(placement["together"])]
     times: list[float] = []
+    tokens: list[float] = []
 
     class Timed(joint.Joint):
-        def step(self, *given: Any) -> None:
+        def step(self, number: int, drawn: list[Any]) -> None:
+            tokens.append(sum(len(row["input_ids"]) for rows in drawn for row in rows) / len(drawn))
             began = time.perf_counter()
-            super().step(*given)
+            super().step(number, drawn)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - began)
@@ -91,6 +93,7 @@ def together(model: Any, data: list[Any], placement: dict[str, Any], dropout: fl
     found = {
         "seconds": sum(kept) / len(kept),
         "steps": len(kept),
+        "tokens": sum(tokens[skip:]) / len(kept),
         "losses": [entry["loss"] for entry in seeds[0].log],
         "peak_gb": round(facts["peak_memory_bytes"] / 1e9, 1),
         "micro_batches": facts["micro_batches_per_step"],
@@ -124,14 +127,14 @@ def main() -> None:
         )  # fmt: skip
     if "speed" in args.what:
         data = make_rows(args.shape, args.steps)
-        tokens = sum(len(row["input_ids"]) for row in data) / args.steps
 
         def measure(placement: dict[str, Any]) -> dict[str, Any]:
             seeds = placement.get("together", 1)
             found = (together if seeds > 1 else alone)(model, data, placement, 0.05, 3)
             a_seed = found["seconds"] / seeds
-            share = round(4 * size * tokens / a_seed / common.PEAK, 3)
-            return {"s_a_step_and_seed": round(a_seed, 4), "tokens_s": round(tokens / a_seed), "share": share, **found}
+            speed = found["tokens"] / a_seed
+            share = round(4 * size * speed / common.PEAK, 3)
+            return {"s_a_step_and_seed": a_seed, "tokens_s": round(speed), "share": share, **found}
 
         common.tell_all(PLACEMENTS, args.only, measure)
 

@@ -16,10 +16,18 @@ def joins_rows(placement: dict[str, Any]) -> bool:
     return attention == VARLEN or (attention in JOINING and placement.get("tokens_per_device") is not None)
 
 
+_parameters: frozenset[str] = frozenset()  # of torch's kernel, which has grown some from release to release
+
+
 def register() -> None:
     """Make `attn_implementation="varlen"` known to transformers. It has no mask function, so no mask is built."""
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
     from transformers import AttentionInterface
 
+    global _parameters
+    _parameters = frozenset(inspect.signature(varlen_attn).parameters)
     AttentionInterface.register(VARLEN, varlen_attention)
 
 
@@ -55,23 +63,18 @@ def varlen_attention(
 
 
 def _varlen_gpu(query: Any, key: Any, value: Any, cu: Any, longest: int, scaling: float | None) -> Any:
-    import inspect
-
     from torch.nn.attention.varlen import varlen_attn
 
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
     # rotary embedding in float32 leaves queries and keys in float32 under autocast
     query, key, value = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))
-    known = inspect.signature(varlen_attn).parameters
-    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
-    if "scale" in known:
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in _parameters else {"is_causal": True}
+    if "scale" in _parameters:
         options["scale"] = scaling
     elif scaling is not None and scaling != query.shape[-1] ** -0.5:
         raise ValueError(f"torch's varlen_attn scales by head size alone here, the model says {scaling}")
-    if groups > 1 and "enable_gqa" in known:
+    if groups > 1 and "enable_gqa" in _parameters:  # torch 2.11 takes fewer key heads without being told
         options["enable_gqa"] = True
-    elif groups > 1:
-        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     out: Any = varlen_attn(query, key, value, cu, cu, longest, longest, **options)
     return out.view(1, tokens, -1, out.shape[-1])
 

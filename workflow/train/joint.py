@@ -2,7 +2,7 @@
 
 Each seed keeps what it has alone: adapter, order of rows, dropout's random numbers, mean loss, clipping, AdamW state,
 schedule. Only the base's arithmetic is shared: the seeds' rows lie joined in one sequence, seed after seed, and each
-LoRA layer multiplies a seed's stretch of it with that seed's matrices. The adapters
+LoRA layer multiplies a seed's stretch of it with that seed's matrices (bmm). The adapters
 are saved one by one, as PEFT saves them. A run that is stopped starts again: seeds together take minutes.
 """
 
@@ -120,72 +120,101 @@ def _initial_adapter(model: Any, config: Any, seed: int, scratch: Any) -> dict[s
 # --- layers ---------------------------------------------------------------------------------------------------------
 
 
+class Adapters:
+    """All seeds' matrices in one buffer of (seeds, parameters), float32: one gradient, one norm, one update.
+
+    First come all A, then all B, so that the scaling lies on the working copy of A. `work` is that copy in the
+    precision of the base; `grad` is of the working copy until `finish_gradient`.
+    """
+
+    def __init__(self, starts: list[dict[str, Any]], scaling: float, dtype: Any, device: Any):
+        import torch
+
+        self.scaling = scaling
+        matrices = sorted(starts[0], key=lambda name: ".lora_B." in name)
+        self.places: dict[str, tuple[int, tuple[int, int]]] = {}
+        self.end_of_a = end = 0
+        for name in matrices:  # PEFT's own (out, in) matrices, transposed
+            rows, columns = starts[0][name].T.shape
+            self.places[name] = (end, (rows, columns))
+            end += rows * columns
+            if ".lora_A." in name:
+                self.end_of_a = end
+        flat = [torch.cat([start[name].T.flatten() for name in matrices]) for start in starts]
+        self.weights = torch.nn.Parameter(torch.stack(flat).to(device))
+        self.grad = self.weights.grad = torch.zeros_like(self.weights)
+        self.work = torch.empty_like(self.weights, dtype=dtype, requires_grad=False)
+        self.copy_weights()
+
+    def view(self, buffer: Any, name: str) -> Any:
+        """One matrix of all seeds, (seeds, rows, columns), as a view of the buffer."""
+        start, (rows, columns) = self.places[name]
+        return buffer.detach()[:, start : start + rows * columns].unflatten(1, (rows, columns))
+
+    def copy_weights(self) -> None:
+        self.work.copy_(self.weights.detach())
+        self.work[:, : self.end_of_a] *= self.scaling
+
+    def finish_gradient(self) -> None:
+        """From the gradient of scaling * A to that of A."""
+        self.grad[:, : self.end_of_a] *= self.scaling
+
+
 def stacked_linear() -> Any:
     """Make the layer class; torch is imported late."""
     import torch
     from torch import nn
 
     class StackedLora(nn.Module):
-        """A frozen linear layer with one LoRA for each seed: y + scaling * dropout(x) A B, in stretches of x.
+        """A frozen linear layer with one LoRA for each seed: y + dropout(x) (scaling A) B, in stretches of x.
 
-        A is (seeds, in, r), B is (seeds, r, out), float32; x is (1, tokens of all seeds, in).
+        x is (1, seeds * length, in): a stretch of equal length for each seed. `masks` gives the inputs that stay.
         """
 
-        def __init__(self, base: Any, a: Any, b: Any, scaling: float, dropout: float, seeds: Seeds, real: list[int]):
+        def __init__(self, base: Any, adapters: Adapters, name: str, dropout: float, masks: Any):
             super().__init__()
-            self.base, self.scaling, self.p, self.seeds, self.real = base, scaling, dropout, seeds, real
-            self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+            self.base, self.p, self.masks = base, dropout, masks
+            names = name, name.replace(".lora_A.", ".lora_B.")
+            self.work = [adapters.view(adapters.work, n) for n in names]
+            self.grads = [adapters.view(adapters.grad, n) for n in names]
 
         def forward(self, x: Any) -> Any:
-            y, dropped = self.base(x), self.training and self.p > 0
-            keep = self.draw(x) if dropped else None
-            scaling = self.scaling / (1 - self.p) if dropped else self.scaling
-            # one autograd node: dropped inputs are computed again on the way back, and seeds need no equal lengths
-            return AddLora.apply(y, x, self.a, self.b, keep, scaling, tuple(self.real))
-
-        def draw(self, x: Any) -> Any:
-            """Draw which inputs stay, for each seed by its own generator."""
-            keep = torch.empty(x.shape, dtype=torch.bool, device=x.device)
-            for seed, part in zip(self.seeds, keep[0].split(self.real), strict=True):
-                part.bernoulli_(1 - self.p, generator=seed.dropout)
-            return keep
+            keep = self.masks(x.shape[-1]) if self.training and self.p > 0 else None
+            if not x.requires_grad:
+                x = x.detach().requires_grad_()  # of the first layer: the adapters' gradients come by way of x
+            return AddLora.apply(self.base(x), x, self, keep)
 
     class AddLora(torch.autograd.Function):
-        """y + scaling * keep(x) A B for each seed's stretch; y is overwritten."""
+        """y + dropout(x) A B for each seed's stretch; y is overwritten. The gradients of A and B are added to their
+        buffers, and what was dropped is computed again on the way back."""
 
         @staticmethod
-        def forward(ctx: Any, y: Any, x: Any, a: Any, b: Any, keep: Any, scaling: float, real: tuple[int, ...]) -> Any:
-            a_, b_ = a.to(x.dtype), b.to(x.dtype)
-            low = x.new_empty(x.shape[1], a.shape[2])
-            for n, (x_, k_, low_, y_) in enumerate(_stretches(real, x[0], keep, low, y[0])):
-                torch.mm(x_ if k_ is None else torch.where(k_, x_, 0), a_[n], out=low_)
-                y_.addmm_(low_, b_[n], alpha=scaling)
-            ctx.save_for_backward(x, a_, b_, keep, low)
-            ctx.scaling, ctx.real = scaling, real
+        def forward(ctx: Any, y: Any, x: Any, layer: Any, keep: Any) -> Any:
+            (a, b), seeds = layer.work, layer.work[0].shape[0]
+            low = torch.bmm(drop(x.view(seeds, -1, x.shape[-1]), keep, layer.p), a)
+            stretches = y.view(seeds, -1, y.shape[-1])
+            torch.baddbmm(stretches, low, b, out=stretches)
+            ctx.save_for_backward(x, low, keep)
+            ctx.layer = layer
             ctx.mark_dirty(y)
             return y
 
         @staticmethod
         def backward(ctx: Any, dy: Any) -> Any:
-            x, a, b, keep, low = ctx.saved_tensors
-            dy = dy.contiguous()
-            dx = torch.empty_like(x)
-            da, db = a.new_empty(a.shape, dtype=torch.float32), b.new_empty(b.shape, dtype=torch.float32)
-            for n, (x_, k_, low_, dy_, dx_) in enumerate(_stretches(ctx.real, x[0], keep, low, dy[0], dx[0])):
-                dlow = torch.mm(dy_, b[n].T).mul_(ctx.scaling)
-                db[n] = torch.mm(low_.T, dy_).mul_(ctx.scaling)
-                da[n] = torch.mm((x_ if k_ is None else torch.where(k_, x_, 0)).T, dlow)
-                back = torch.mm(dlow, a[n].T)
-                dx_.copy_(back if k_ is None else torch.where(k_, back, 0))
-            return dy, dx, da, db, None, None, None
+            x, low, keep = ctx.saved_tensors
+            (a, b), (grad_a, grad_b), p = ctx.layer.work, ctx.layer.grads, ctx.layer.p
+            seeds = a.shape[0]
+            stretches, inputs = dy.reshape(seeds, -1, dy.shape[-1]), x.view(seeds, -1, x.shape[-1])
+            dlow = torch.bmm(stretches, b.transpose(1, 2))
+            grad_b.add_(torch.bmm(low.transpose(1, 2), stretches))
+            grad_a.add_(torch.bmm(drop(inputs, keep, p).transpose(1, 2), dlow))
+            return dy, drop(torch.bmm(dlow, a.transpose(1, 2)), keep, p).view(x.shape), None, None
+
+    def drop(x: Any, keep: Any, p: float) -> Any:
+        """x * keep / (1 - p) in one pass over contiguous memory."""
+        return x if keep is None else torch.ops.aten.native_dropout_backward(x, keep, 1 / (1 - p))
 
     return StackedLora
-
-
-def _stretches(real: tuple[int, ...], x: Any, keep: Any, *others: Any) -> Iterator[tuple[Any, ...]]:
-    """Split tensors of (tokens, ...) into the seeds' stretches; without dropout there is no mask."""
-    masks = [None] * len(real) if keep is None else keep[0].split(real)
-    yield from zip(x.split(real), masks, *(other.split(real) for other in others), strict=True)
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -212,10 +241,12 @@ class Joint:
 
             apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
         add_fused_lm_head(model)
-        self.layers = self._stack(starts)
-        weights = [weight for layer in self.layers.values() for weight in (layer.a, layer.b)]
+        lora = params.lora
+        scaling = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
+        self.adapters = Adapters(starts, scaling, model.dtype, self.device)
+        self.layers = self._stack()
         self.optimizer = torch.optim.AdamW(
-            weights,
+            [self.adapters.weights],
             lr=params.learning_rate,
             betas=(params.adam_beta1, params.adam_beta2),
             eps=params.adam_epsilon,
@@ -224,23 +255,27 @@ class Joint:
         )
         model.train()
 
-    def _stack(self, starts: list[dict[str, Any]]) -> dict[str, Any]:
+    def _stack(self) -> dict[str, Any]:
         """Replace each adapted linear layer by one that holds all seeds' matrices."""
-        import torch
-
-        make, lora, layers = stacked_linear(), self.params.lora, {}
-        scaling = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
-        names = [name for name in starts[0] if ".lora_A." in name]
-        for name in names:
+        make, layers = stacked_linear(), {}
+        for name in (name for name in self.adapters.places if ".lora_A." in name):
             place = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
             holder, _, attribute = place.rpartition(".")
-            base = self.model.get_submodule(place)
-            a = torch.stack([start[name].T for start in starts]).to(self.device)
-            b = torch.stack([start[name.replace(".lora_A.", ".lora_B.")].T for start in starts]).to(self.device)
-            layer = make(base, a.contiguous(), b.contiguous(), scaling, lora.lora_dropout, self.seeds, self.real)
+            layer = make(
+                self.model.get_submodule(place), self.adapters, name, self.params.lora.lora_dropout, self.masks
+            )
             setattr(self.model.get_submodule(holder), attribute, layer)
             layers[place] = layer
         return layers
+
+    def masks(self, width: int) -> Any:
+        """Draw which inputs of a layer stay, (seeds, length, width), for each seed by its own generator."""
+        import torch
+
+        keep = torch.ones(len(self.seeds), max(self.real), width, dtype=torch.bool, device=self.device)
+        for number, (seed, real) in enumerate(zip(self.seeds, self.real, strict=True)):
+            keep[number, :real].bernoulli_(1 - self.params.lora.lora_dropout, generator=seed.dropout)
+        return keep
 
     def train(self, rows: list[dict[str, list[int]]]) -> dict[str, Any]:
         """Run all epochs; gives the facts that all seeds share."""
@@ -306,7 +341,8 @@ class Joint:
         norms = self._clip()
         rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.adapters.grad.zero_()
+        self.adapters.copy_weights()
         self.schedule.step()
         self.micro_batches = max(self.micro_batches, count)
         for seed, rows, loss, norm in zip(self.seeds, drawn, losses.tolist(), norms.tolist(), strict=True):
@@ -331,25 +367,28 @@ class Joint:
         self.tokens_at_once = max(self.tokens_at_once, batch["input_ids"].shape[1])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.params.dtype == "bfloat16"):
             out = self.model(**batch, fused_lm_head=True, use_cache=False)
-        by_token = torch.nn.functional.pad(out.log_probs[0], (1, 0)).split(self.real)
-        losses = -torch.stack([part.sum() for part in by_token]) / torch.tensor(targets, device=self.device)
+        log_probs = torch.nn.functional.pad(out.log_probs[0], (1, 0)).view(len(self.seeds), -1).sum(1)
+        losses = -log_probs / torch.tensor(targets, device=self.device)
         losses.sum().backward()
         return losses.detach()
 
     def _lay(self, stretches: list[list[dict[str, list[int]]]]) -> dict[str, Any]:
-        """Lay the seeds' rows one after another."""
+        """Lay the seeds' rows one after another; what a stretch lacks is one row of padding without loss."""
         import torch
 
         self.real[:] = [sum(len(row["input_ids"]) for row in rows) for rows in stretches]
+        length = max(self.real)
         ids: list[int] = []
         labels: list[int] = []
         positions: list[int] = []
         lengths: list[int] = []
-        for row in (row for rows in stretches for row in rows):
-            ids += row["input_ids"]
-            labels += [tokens.IGNORE, *row["labels"][1:]]
-            positions += range(len(row["input_ids"]))
-            lengths.append(len(row["input_ids"]))
+        for rows, real in zip(stretches, self.real, strict=True):
+            filling = [{"input_ids": [0] * (length - real), "labels": [tokens.IGNORE] * (length - real)}]
+            for row in [*rows, *(filling if length > real else [])]:
+                ids += row["input_ids"]
+                labels += [tokens.IGNORE, *row["labels"][1:]]
+                positions += range(len(row["input_ids"]))
+                lengths.append(len(row["input_ids"]))
         cu = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(self.device)
         as_batch = {"input_ids": ids, "labels": labels, "position_ids": positions}
         return {
@@ -360,14 +399,11 @@ class Joint:
 
     def _clip(self) -> Any:
         """Clip each seed's gradient by its own norm, as torch's clip_grad_norm_ does; gives the norms before."""
-        import torch
-
-        grads = [w.grad for group in self.optimizer.param_groups for w in group["params"]]
-        norms = torch.stack([grad.flatten(1).norm(dim=1) for grad in grads]).norm(dim=0)
+        self.adapters.finish_gradient()
+        grad = self.adapters.grad
+        norms = grad.norm(dim=1)
         if self.params.max_grad_norm > 0:
-            factors = (self.params.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-            for grad in grads:
-                grad.mul_(factors.view(-1, 1, 1))
+            grad.mul_((self.params.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])
         return norms
 
     def _print(self, progress: Any, number: int) -> None:
@@ -385,8 +421,8 @@ class Joint:
         """Read the settings off the objects that trained, in the form of `effective.describe`."""
         params, layers = self.params, list(self.layers.values())
         lora = {
-            "r": sorted({layer.a.shape[2] for layer in layers}),
-            "scaling": sorted({layer.scaling for layer in layers}),
+            "r": sorted({layer.work[0].shape[2] for layer in layers}),
+            "scaling": [self.adapters.scaling],
             "lora_dropout": sorted({layer.p for layer in layers}),
             "target_modules": sorted({place.rpartition(".")[2] for place in self.layers}),
         }
@@ -411,13 +447,9 @@ class Joint:
         for place, layer in self.layers.items():
             holder, _, attribute = place.rpartition(".")
             setattr(self.model.get_submodule(holder), attribute, layer.base)
+        views = {name: self.adapters.view(self.adapters.weights, name) for name in self.adapters.places}
         return [
-            {
-                f"base_model.model.{place}.lora_{matrix}.default.weight": weight[number].detach().T.contiguous()
-                for place, layer in self.layers.items()
-                for matrix, weight in (("A", layer.a), ("B", layer.b))
-            }
-            for number in range(len(self.seeds))
+            {name: view[number].T.contiguous() for name, view in views.items()} for number in range(len(self.seeds))
         ]
 
 

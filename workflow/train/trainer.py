@@ -103,15 +103,28 @@ def check_batch(declared: int, placement: dict[str, Any]) -> None:
         raise StageError(f"effective_batch_size {declared} cannot be made of {at_once} rows at a time: see placement.")
 
 
-def choose_checkpointed(model: Any, placement: dict[str, Any]) -> None:
-    """Leave only the first `checkpoint_layers` layers to gradient checkpointing, which is switched on for all."""
+def prepare_layers(model: Any, placement: dict[str, Any]) -> None:
+    """Leave only the first `checkpoint_layers` layers to checkpointing, which is on for all, and cast norms once."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     count = placement.get("checkpoint_layers")
     if placement["gradient_checkpointing"] and count is not None:
-        layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         for layer in layers[count:]:
             layer.gradient_checkpointing = False
+    if uses_fused_kernels(placement):
+        for module in (module for layer in layers for module in layer.modules()):
+            if "RMSNorm" in type(module).__name__:
+                module.register_forward_hook(cast_once)
+
+
+def cast_once(module: Any, inputs: Any, output: Any) -> Any:
+    """Cast a norm's output to autocast's precision, which each linear layer after it would do for itself."""
+    import torch
+
+    if not torch.is_autocast_enabled(output.device.type):
+        return output
+    return output.to(torch.get_autocast_dtype(output.device.type))
 
 
 # --- micro-batches --------------------------------------------------------------------------------------------------
@@ -206,12 +219,13 @@ def step_trainer(base: type) -> Any:
         job: Job
         collator: StepCollator
         rows: int  # of the newest step, over all processes
+        tokens: int  # of the newest step, on this process
         tokens_at_once: int
         micro_batches: int
 
         def prepare_steps(self, job: Job, length: Callable[[Row], int], targets: Callable[[Row], int] | None) -> None:
             """Set how steps are made, after the trainer is built and before it trains."""
-            self.job, self.rows, self.tokens_at_once, self.micro_batches = job, 0, 0, 0
+            self.job, self.rows, self.tokens, self.tokens_at_once, self.micro_batches = job, 0, 0, 0, 0
             self.collator = StepCollator(self.data_collator, length, targets, job.placement, self.args.process_index)
 
         def get_train_dataloader(self) -> Any:
@@ -260,7 +274,7 @@ def step_trainer(base: type) -> Any:
                     f"step {self.state.global_step + 1}: {drawn} rows were drawn, {declared} are declared. "
                     "The protocol is not the declared one; nothing is recorded."
                 )
-            self.rows = drawn
+            self.rows, self.tokens = drawn, sum(inputs["tokens"])
             self.tokens_at_once = max(self.tokens_at_once, *inputs["tokens"])
             self.micro_batches = max(self.micro_batches, len(inputs["rows"]))
 
@@ -330,7 +344,7 @@ def _prepare_callback(trainer: Any, job: Job) -> Any:
     class Prepare(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             effective.check_trainer(trainer, job)
-            choose_checkpointed(trainer.model, job.placement)
+            prepare_layers(trainer.model, job.placement)
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             trainer.order.set_epoch(int(state.epoch + 1e-6))
