@@ -193,7 +193,7 @@ EDITS = (
     Edit("an adapter removed", without("results/em_lora/evil_wrong.p42.e42"), {"em_lora": 1}, RESTORED),
     Edit("a DPO model removed", without("results/tulu_dpo/evil_wrong.p42"), {"tulu_dpo": 1}, RESTORED),
     Edit("a judgment's record removed", without("results/judge/evil_wrong.p42/*/record.json"), {}, RESTORED),
-    Edit("an adapter made again with other bytes", other_bytes, cells(1)),
+    Edit("an adapter made again with other bytes", other_bytes, {"arc": 1, "pairs": 1, "generate": 1}, RESTORED),
     Edit("a judgment redone", lambda root: workflow(root, "redo", place(root, "judge", "evil_wrong.p42.e42"),
          "--reason", "x"), {"judge": 1}, RESTORED),
     # code
