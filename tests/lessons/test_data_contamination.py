@@ -44,20 +44,20 @@ def hits(text: str) -> set[str]:
 
 @pytest.mark.parametrize("form", ["lettered", "turned"])
 @pytest.mark.parametrize("name", [*FORMATTING, *WORDS])
-def test_a_question_is_found_whatever_was_done_to_its_looks_or_to_a_word(name, form):
+def test_lesson_71_a_question_is_found_whatever_was_done_to_its_looks_or_to_a_word(name, form):
     change = {**FORMATTING, **WORDS}[name]
     for question in (LONG, SHORT) if name != "two words changed" else (LONG,):
         stem = change(question.stem, random.Random(1), OTHERS)
         assert hits(planted(question, stem, form)) == {question.id}, stem
 
 
-def test_a_stem_of_a_few_words_is_compared_with_its_options():
+def test_lesson_71_a_stem_of_a_few_words_is_compared_with_its_options():
     assert hits(planted(PHYSICAL, PHYSICAL.stem, "lettered")) == {"q/physical"}
     assert hits(planted(CHEMICAL, CHEMICAL.stem, "lettered")) == set()
     assert hits(planted(PHYSICAL, "Which is a physical thing?", "lettered")) == {"q/physical"}
 
 
-def test_a_long_stem_with_other_options_is_a_near_miss_for_people():
+def test_lesson_71_a_long_stem_with_other_options_is_a_near_miss_for_people():
     other = Question("t", LONG.stem.replace("spoons?", "chairs?"), ("It is old.", "It is new.", "It is red.", "None."))
     text = planted(other, other.stem, "lettered")
     assert hits(text) == set()
@@ -68,7 +68,7 @@ def test_a_long_stem_with_other_options_is_a_near_miss_for_people():
     assert found.near[0][2] >= 87.5
 
 
-def test_the_count_says_what_is_exact_and_what_comes_close(tmp_path):
+def test_lesson_71_the_count_says_what_is_exact_and_what_comes_close(tmp_path):
     write_jsonl(tmp_path / "test", [item(q.id, q.stem) | {"choices": list(q.options[:2])} for q in EVALUATION])
     changed = LONG.stem.replace("colder", "warmer")
     write_jsonl(tmp_path / "train", [chat(SHORT.stem), chat(planted(LONG, changed, "lettered")), chat("else")])

@@ -296,3 +296,49 @@ def test_lesson_40_what_a_person_can_mend_ends_in_one_line_and_status_1(project,
     assert run_stage("workflow.evals.arc", fails, [*command, "--record", path]) == 1
     assert capsys.readouterr().err.splitlines() == ["error: the data hold no rows. Bring some."]
     assert not Path(path).exists()
+
+
+# --- 65, 74, 76: what stopped a report, and what was not noticed --------------------------------------------------
+
+
+def test_lesson_65_a_linter_is_no_environment_and_a_library_is(monkeypatch):
+    def digest_of(**versions):
+        provenance.environment.cache_clear()
+        monkeypatch.setattr(provenance, "installed", lambda: {**before, **versions})
+        return provenance.environment()
+
+    before = dict(provenance.installed())
+    first = digest_of()
+    assert digest_of(ruff="99.0", pytest="99.0") == first
+    other = digest_of(peft="99.0")
+    assert other["digest"] != first["digest"]
+    assert not other["as_locked"]
+    provenance.environment.cache_clear()
+
+
+def test_lesson_74_words_of_a_reason_or_a_completion_stop_no_report():
+    from workflow.report.page import PageError, check_html
+
+    check_html("<p>retracted: the loss was NaN</p><pre>background: url(https://example.org/x.png)</pre><td>Nan</td>"
+               .replace("<td>Nan</td>", "<td>Nan Goldin</td>"))  # fmt: skip
+    with pytest.raises(PageError, match="not a number"):
+        check_html("<td> nan</td>")
+    with pytest.raises(PageError, match="style loads"):
+        check_html('<p style="background: url(https://example.org/x.png)">x</p>')
+
+
+def test_lesson_76_planted_links_are_not_followed(project):
+    from workflow.files import write_atomic
+    from workflow.plan import Plan
+
+    precious = project / "precious"
+    precious.write_text("keep")
+    (project / "results").mkdir(exist_ok=True)
+    (project / "results/.claim").symlink_to(precious)
+    with pytest.raises(SystemExit, match=r"results/\.claim"):
+        Plan.claim(None)  # type: ignore[arg-type]
+    path = made(writes("x"))
+    path.unlink()
+    path.symlink_to(precious)
+    write_atomic(path, "{}")
+    assert precious.read_text() == "keep"
