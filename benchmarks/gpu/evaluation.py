@@ -11,7 +11,8 @@
 demo, whose weights are trained: `equal` means more on them. Stages run by their own command lines and leave their
 records under --folder; each step prints JSON lines and can be repeated, what is there is not made again. A projection
 is named as one. Needs torch, transformers, peft, datasets, pydantic, PyYAML, psutil and filelock beside vLLM, in one
-environment or with vLLM's interpreter in VLLM_PYTHON. Each command takes less than ten minutes on an H100 but `cells` with many `--alone`.
+environment or with vLLM's interpreter in VLLM_PYTHON. Give `start` one variant a call where a command may take ten
+minutes only.
 """
 
 import argparse
