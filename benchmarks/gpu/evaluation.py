@@ -10,7 +10,9 @@
 `make --shape toy` is for a CPU; `make --results DIR --condition evil_wrong` takes the model and adapters of a finished
 demo, whose weights are trained: `equal` means more on them. Stages run by their own command lines and leave their
 records under --folder; each step prints JSON lines and can be repeated, what is there is not made again. A projection
-is named as one. Each command takes less than ten minutes on an H100 but `cells` with many `--alone`.
+is named as one. Needs torch, transformers, peft, datasets, pydantic, PyYAML, psutil and filelock beside vLLM, in one
+environment or with vLLM's interpreter in VLLM_PYTHON. Give `start` one variant a call where a command may take ten
+minutes only.
 """
 
 import argparse
@@ -250,14 +252,9 @@ def start(args: argparse.Namespace) -> None:
                 params, data = asked(short, salt=1000 * (1 + list(VARIANTS).index(name)) + turn)
                 one = request("generate", params, parents, data)
                 seconds = run("workflow.evals.generate", one, placement_of("generate", 1, placed))
-                say(
-                    step="start",
-                    variant=name,
-                    turn=turn,
-                    max_new_tokens=tokens,
-                    wall_s=seconds,
-                    tokens=tokens_of([one]),
-                )
+                engine = read_record(one["record"]).observed["engine_start_s"]
+                what = {"step": "start", "variant": name, "turn": turn, "max_new_tokens": tokens}
+                say(**what, engine_start_s=engine, wall_s=seconds, tokens=tokens_of([one]))
 
 
 def equal(args: argparse.Namespace) -> None:

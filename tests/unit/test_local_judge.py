@@ -115,6 +115,16 @@ def test_nobody_else_is_answered_and_the_key_is_in_no_command_line(command):
     assert len(set(keys)) == 2
 
 
+def test_the_server_is_given_no_other_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-planted")
+    code = f"import json, os; json.dump(dict(os.environ), open({str(tmp_path / 'environ')!r}, 'w')); exit(3)"
+    with pytest.raises(StageError, match="status 3"), local.local_judge([sys.executable, "-c", code]):
+        pass
+    given = json.loads((tmp_path / "environ").read_text())
+    assert len(given["VLLM_API_KEY"]) > 30
+    assert "sk-planted" not in given.values()
+
+
 def test_a_server_that_ends_before_the_work_is_done_is_told(command, tmp_path):
     def work():
         with local.local_judge(command):

@@ -5,6 +5,7 @@ All cells' requests stand in one queue, cell after cell: a cell is done, and yie
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,12 @@ def run_queue(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
     """
     vllm = _import(jobs[0])
     adapters = list(dict.fromkeys(folder for job in jobs if (folder := adapter_folder(job))))
+    began = time.monotonic()
     engine = _start(vllm, jobs, adapters)
+    started = round(time.monotonic() - began, 1)
     tokenizer = load_tokenizer(model_folder(jobs[0]))
     queue = {number: _enqueue(engine, vllm, job, number, adapters, tokenizer) for number, job in enumerate(jobs)}
-    facts = {"template_md5": template_md5(tokenizer), "vllm": vllm.__version__}
+    facts = {"template_md5": template_md5(tokenizer), "vllm": vllm.__version__, "engine_start_s": started}
     while queue:
         try:
             outputs = engine.step()

@@ -46,7 +46,8 @@ def local_judge(command: Sequence[str], start_s: float = START_S) -> Iterator[tu
     """
     port, token = _free_port(), secrets.token_urlsafe(32)
     argv = [part.replace("{port}", str(port)) for part in command]
-    environ = {**os.environ, TOKEN: token}
+    # of other keys it has no need
+    environ = {name: value for name, value in os.environ.items() if not name.endswith("_API_KEY")} | {TOKEN: token}
     with tempfile.TemporaryFile() as log:
         # A group of its own, so that its children can be ended with it, and Ctrl-C reaches this process first.
         server = subprocess.Popen(
