@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy import EM, inside, make_base, put_data
+from tests.toy import EM, forget_results, inside, make_base, put_data
 from workflow.data import world
 from workflow.keys import Recipe
 from workflow.stage import StageError, execute
@@ -69,6 +69,7 @@ class Toy:
         module = importlib.import_module("workflow.train.dpo" if stage == "tulu_dpo" else "workflow.train.sft")
         path, recipe = self.path(stage, cell), self.recipe(stage)
         data = Path(data_path(recipe.data))
+        forget_results()
         execute(module.MODULE, module.run, recipe, {**PLACED, **placement}, [self.base], data, path, [module.MODULE])
         return read_record(path)
 
@@ -281,6 +282,7 @@ def test_two_processes_save_when_told_and_go_on_with_their_own_rows(toy):
     assert again.returncode == 0, output
     assert read_record(path).observed["resumed_from_step"] % 5  # within an epoch
     alone, data = Path(record_path("em_lora", "alone", recipe.key)), Path(data_path(recipe.data))
+    forget_results()
     execute(sft.MODULE, sft.run, recipe, PLACED, [toy.base], data, alone, [sft.MODULE])
     one, two = (read_jsonl(p.parent / "out/train_log.jsonl") for p in (alone, path))
     assert [row["step"] for row in two] == list(range(1, 51))

@@ -9,7 +9,7 @@ are saved one by one, as PEFT saves them. A run that is stopped starts again: se
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from workflow.keys import canonical_json
 from workflow.sections import EmStage
 from workflow.stage import Job, Result, StageError
 from workflow.store import write_jsonl
-from workflow.train import attention, effective, models, sft, tokens, trainer
+from workflow.train import attention, effective, models, tokens, trainer
 
 Seeds = list["Seed"]
 
@@ -34,18 +34,24 @@ class Seed:
     failed: StageError | None = None
 
 
-def run_together(jobs: list[Job]) -> Iterator[tuple[Job, Result | Exception]]:
+def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
     """Train the jobs' seeds at the same time; give each job's result, or the error that stopped that seed alone.
 
+    A job that differs from the first in more than its seed is given back with an error and is not trained.
+
     Raises:
-        StageError: the jobs differ in more than their seeds.
+        StageError: the first job's recipe or placement allows no training together.
     """
     import torch
     from peft import LoraConfig
 
     models.quiet()
-    _check_jobs(jobs)
     job = jobs[0]
+    _check_job(job)
+    for other in jobs:
+        if _shared(other) != _shared(job):
+            yield other, StageError(f"its recipe differs from {job.recipe.key} in more than the seed")
+    jobs = [other for other in jobs if _shared(other) == _shared(job)]
     params = trainer.read_params(job, EmStage)
     parent = job.parents[0].out / "model"
     tokenizer = models.load_tokenizer(parent)
@@ -74,7 +80,7 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[Job, Result | Exception]]:
             yield seed.job, error
 
 
-def make_seeds(jobs: list[Job], rows: list[dict[str, list[int]]], device: Any) -> Seeds:
+def make_seeds(jobs: Sequence[Job], rows: list[dict[str, list[int]]], device: Any) -> Seeds:
     """Give each job its own order of rows and its own generator of dropout masks, as it would have them alone."""
     import torch
     from accelerate.data_loader import SeedableRandomSampler
@@ -89,19 +95,19 @@ def make_seeds(jobs: list[Job], rows: list[dict[str, list[int]]], device: Any) -
     ]
 
 
-def _check_jobs(jobs: list[Job]) -> None:
-    def shared(job: Job) -> str:
-        recipe = job.recipe.to_dict()
-        return canonical_json({**recipe, "params": {k: v for k, v in recipe["params"].items() if k != "seed"}})
+def _shared(job: Job) -> str:
+    """The recipe without its seed."""
+    recipe = job.recipe.to_dict()
+    return canonical_json({**recipe, "params": {k: v for k, v in recipe["params"].items() if k != "seed"}})
 
-    if len({shared(job) for job in jobs}) != 1 or jobs[0].recipe.stage != "em_lora":
-        raise StageError("only EM seeds of one checkpoint, data set and recipe can be trained together.")
-    if jobs[0].params["optim"] not in ("adamw_torch", "adamw_torch_fused") or jobs[0].params["packing"]:
+
+def _check_job(job: Job) -> None:
+    if job.recipe.stage != "em_lora":
+        raise StageError(f"only EM seeds are trained together: set placement.{job.recipe.stage}.together: 1.")
+    if job.params["optim"] not in ("adamw_torch", "adamw_torch_fused") or job.params["packing"]:
         raise StageError("seeds trained together need optim adamw_torch and no packing: set together: 1.")
-    if jobs[0].placement["gradient_checkpointing"]:  # the second pass over a layer would draw other masks
-        raise StageError(
-            "seeds trained together need gradient_checkpointing: false; lower together if memory is short."
-        )
+    if job.placement["gradient_checkpointing"]:  # the second pass over a layer would draw other masks
+        raise StageError("seeds trained together need gradient_checkpointing: false. Lower together to save memory.")
 
 
 def _initial_adapter(model: Any, config: Any, seed: int, scratch: Any) -> dict[str, Any]:
@@ -316,7 +322,6 @@ class Joint:
             "tokens_at_once": self.tokens_at_once,
             "rows_joined": True,
             "kernels": "fused" if self.fused else "torch",
-            "together": len(self.seeds),
             "together_seeds": [seed.job.params["seed"] for seed in self.seeds],
             "optimizer_steps": self.steps,
             "declared_steps": self.steps,
@@ -332,7 +337,7 @@ class Joint:
 
         budget = self.placement.get("tokens_per_device")
         parts = [self._divide(rows, budget) for rows in drawn]
-        targets = [sum(map(sft.count_targets, rows)) for rows in drawn]
+        targets = [sum(map(tokens.count_targets, rows)) for rows in drawn]
         losses: Any = torch.zeros(len(self.seeds), device=self.device)
         count = max(map(len, parts))
         for turn in range(count):
@@ -488,6 +493,7 @@ def _finish(
         "rows_drawn": sum(rows),
         "first_loss": first,
         "last_loss": last,
+        "seconds": round(seconds / together, 3),
         "train_seconds": round(seconds, 3),
         "gpu_seconds": round(seconds / together, 3) if torch.cuda.is_available() else 0.0,
         "data_facts": models.data_facts(job.data),

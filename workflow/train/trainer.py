@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -89,10 +90,18 @@ def arguments(job: Job, params: Training) -> dict[str, Any]:
 
 
 def uses_fused_kernels(placement: dict[str, Any]) -> bool:
-    """Whether Liger's kernels (norms, SwiGLU, RoPE) and the fused AdamW run: placed, and there is a GPU."""
+    """Whether Liger's kernels (norms, SwiGLU, RoPE) and the fused AdamW run: placed, and there is a GPU.
+
+    Raises:
+        StageError: they are placed, there is a GPU, and liger-kernel is not installed.
+    """
     import torch
 
-    return placement.get("kernels", "torch") == "fused" and torch.cuda.is_available()
+    if placement.get("kernels", "torch") != "fused" or not torch.cuda.is_available():
+        return False
+    if find_spec("liger_kernel") is None:
+        raise StageError("kernels: fused needs liger-kernel (envs/gpu.txt). Install it, or set kernels: torch.")
+    return True
 
 
 def check_batch(declared: int, placement: dict[str, Any]) -> None:
