@@ -112,7 +112,7 @@ def raw(**placed):
 
 
 def plan(config):
-    return Plan(Config.from_dict(config), None)  # no node is asked for
+    return Plan(Config.from_dict(config), None, {}, ())  # no node is asked for
 
 
 def test_gpus_are_asked_for_by_node_where_there_are_several():
