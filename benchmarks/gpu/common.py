@@ -117,7 +117,7 @@ def run(build: Callable[[Job], Any], stage: str, params: dict[str, Any], placeme
     with job(stage, params, placement) as made:
         built = build(made)
         built.add_callback(Clock())
-        observed = trainer.fit(built, made, built.params, {}).observed
+        observed = trainer.fit(built, made, built.params, {"first_prompt": ""}).observed
         log = [json.loads(line) for line in (made.out / "train_log.jsonl").read_text().splitlines()]
     seconds = [after - before for before, after in pairwise(ends)][skip - 1 :]
     found = {

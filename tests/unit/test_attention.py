@@ -6,7 +6,7 @@ import pytest
 
 from tests import tiny
 from workflow.stage import StageError
-from workflow.train import attention, trainer
+from workflow.train import attention, steps
 
 LENGTHS = [7, 3, 12, 1, 9]
 
@@ -104,14 +104,14 @@ def test_an_old_placement_of_flash_attention_pads_as_before(placed, joined):
 
 
 def test_a_row_count_keeps_the_order_and_gives_each_process_as_many():
-    assert trainer.divide([5] * 7, 1, 4, None) == [[0, 1, 2, 3], [4, 5, 6]]
-    assert trainer.divide([5] * 5, 2, 2, None) == [[0, 1], [2, 3], [4], []]
+    assert steps.divide([5] * 7, 1, 4, None) == [[0, 1, 2, 3], [4, 5, 6]]
+    assert steps.divide([5] * 5, 2, 2, None) == [[0, 1], [2, 3], [4], []]
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_a_token_budget_bounds_every_micro_batch_and_loses_no_row(world):
     lengths = [random.Random(world).randrange(1, 100) for _ in range(41)]
-    parts = trainer.divide(lengths, world, None, 128)
+    parts = steps.divide(lengths, world, None, 128)
     assert sorted(i for part in parts for i in part) == list(range(41))
     loads = [sum(lengths[i] for i in part) for part in parts]
     assert max(loads) <= 128
@@ -121,9 +121,9 @@ def test_a_token_budget_bounds_every_micro_batch_and_loses_no_row(world):
 
 
 def test_fewer_rows_than_processes_leave_empty_micro_batches():
-    assert trainer.divide([9], 2, None, 64) == [[0], []]
+    assert steps.divide([9], 2, None, 64) == [[0], []]
 
 
 def test_a_row_beyond_the_budget_is_refused():
     with pytest.raises(StageError, match=r"a row of 65 tokens does not fit into tokens_per_device 64"):
-        trainer.divide([3, 65], 1, None, 64)
+        steps.divide([3, 65], 1, None, 64)

@@ -149,10 +149,10 @@ def test_no_placement_moves_a_loss_by_more_than_rounding(base, plain, stage, nam
 
 def test_lesson_01_a_step_of_other_rows_than_declared_stops_the_training(base, monkeypatch):
     """Planted: a process that leaves the last row of each step out."""
-    from workflow.train import trainer
+    from workflow.train import steps
 
-    divide = trainer.divide
-    monkeypatch.setattr(trainer, "divide", lambda lengths, *given: divide(lengths[:-1], *given))
+    divide = steps.divide
+    monkeypatch.setattr(steps, "divide", lambda lengths, *given: divide(lengths[:-1], *given))
     with pytest.raises(StageError, match=r"step 1: 15 rows were drawn, 16 are declared"):
         train(base, "em_lora", ROWS[:32], EM, "short")
 

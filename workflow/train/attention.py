@@ -85,9 +85,9 @@ def _varlen_sdpa(query: Any, key: Any, value: Any, cu: Any, scaling: float | Non
     from torch.nn.functional import scaled_dot_product_attention
 
     lengths = cu.diff().tolist()
-    options: dict[str, Any] = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
+    grouped = query.shape[1] != key.shape[1]
     rows = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    out = [scaled_dot_product_attention(*row, is_causal=True, scale=scaling, **options) for row in rows]
+    out = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in rows]
     return torch.cat(out, dim=2).transpose(1, 2)
 
 

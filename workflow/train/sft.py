@@ -5,7 +5,7 @@ from typing import Any
 from workflow.data.rows import read_messages
 from workflow.sections import EmStage, SftStage
 from workflow.stage import Job, Result, stage_main
-from workflow.train import attention, effective, models, parallel, tokens, trainer
+from workflow.train import attention, effective, models, parallel, steps, tokens, trainer
 from workflow.train.joint import run_together
 
 __all__ = ["MODULE", "STAGES", "run", "run_together", "train"]
@@ -73,7 +73,7 @@ def build(job: Job, params: SftStage, tokenizer: Any, rows: list[dict[str, list[
         dataset_kwargs=None if params.packing else {"skip_prepare_dataset": True},
     )
     lora = LoraConfig(task_type="CAUSAL_LM", **params.lora.model_dump()) if isinstance(params, EmStage) else None
-    sft = trainer.step_trainer(SFTTrainer)(
+    sft = steps.step_trainer(SFTTrainer)(
         model=load(),
         args=parallel.apply_strategy(args, job),
         train_dataset=Dataset.from_list(rows),
