@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from workflow.data import world
 from workflow.keys import Recipe, hash_file
+from workflow.reuse import INDEX
 from workflow.stage import execute
 from workflow.store import Record, data_path, read_record, record_path, write_jsonl
 
@@ -116,7 +118,13 @@ def train(
     return read_record(_run(module.MODULE, module.run, recipe, cell, {**PLACED, **placement}, [base]))
 
 
+def forget_results() -> None:
+    """Empty the index of finished results: a training of the same recipe is run, not taken over from another cell."""
+    shutil.rmtree(INDEX, ignore_errors=True)
+
+
 def _run(module: str, run: Any, recipe: Recipe, cell: str, placement: dict[str, Any], parents: list[Path]) -> Path:
     path = Path(record_path(recipe.stage, cell, recipe.key))
+    forget_results()
     execute(module, run, recipe, placement, parents, Path(data_path(recipe.data)), path, [module])
     return path

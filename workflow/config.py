@@ -254,10 +254,11 @@ def _check_batches(config: Config) -> None:
     for stage in Stages.model_fields:
         declared = getattr(config.stages, stage).effective_batch_size
         placed = getattr(config.placement, stage)
-        per_step = placed.world_size * placed.per_device_train_batch_size
+        rows = placed.per_device_train_batch_size or 1  # a token budget divides any rows, on each process as many
+        per_step = placed.world_size * rows
         if declared % per_step:
             raise ConfigError(
                 f"stages.{stage}.effective_batch_size is {declared}, but placement.{stage} makes world_size "
-                f"{placed.world_size} x per_device_train_batch_size {placed.per_device_train_batch_size} = {per_step} "
+                f"{placed.world_size} x per_device_train_batch_size {rows} = {per_step} "
                 f"rows at a time, which does not divide it. Change the placement."
             )

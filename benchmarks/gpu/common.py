@@ -99,7 +99,7 @@ def job(stage: str, params: dict[str, Any], placement: dict[str, Any]) -> Iterat
 
 
 def run(build: Callable[[Job], Any], stage: str, params: dict[str, Any], placement: dict[str, Any], skip: int) -> dict:
-    """Train by the project's own trainer; give mean seconds and tokens of a step after the first `skip`, losses, memory."""
+    """Train by the project's own trainer; give the mean seconds and tokens of a step after `skip`, losses, memory."""
     import torch
     from transformers import TrainerCallback
 
@@ -117,7 +117,7 @@ def run(build: Callable[[Job], Any], stage: str, params: dict[str, Any], placeme
     with job(stage, params, placement) as made:
         built = build(made)
         built.add_callback(Clock())
-        observed = trainer.fit(built, made, built.params, {}).observed
+        observed = trainer.fit(built, made, built.params, {"first_prompt": ""}).observed
         log = [json.loads(line) for line in (made.out / "train_log.jsonl").read_text().splitlines()]
     seconds = [after - before for before, after in pairwise(ends)][skip - 1 :]
     found = {
@@ -128,7 +128,7 @@ def run(build: Callable[[Job], Any], stage: str, params: dict[str, Any], placeme
         "peak_gb": round(observed["peak_memory_bytes"] / 1e9, 1),
         "micro_batches": observed["micro_batches_per_step"],
     }
-    del built
+    built.model = built.model_wrapped = built.optimizer = None
     clear()
     return found
 

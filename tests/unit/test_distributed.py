@@ -111,16 +111,13 @@ def raw(**placed):
     return config
 
 
-BUDGET = {"per_device_train_batch_size": None, "tokens_per_device": 4096}
-
-
 def plan(config):
-    return Plan(Config.from_dict(config), None)  # no node is asked for
+    return Plan(Config.from_dict(config), None, {}, ())  # no node is asked for
 
 
 def test_gpus_are_asked_for_by_node_where_there_are_several():
     assert plan(raw()).resources("tulu_sft") == {"gpu": 8}
-    asked = plan(raw(world_size=16, nodes=2, per_device_train_batch_size=2)).resources("tulu_sft")
+    asked = plan(raw(world_size=16, nodes=2, tokens_per_device=8192)).resources("tulu_sft")
     assert asked == {"nodes": 2, "tasks": 2, "tasks_per_gpu": 0, "mpi": "srun", "gres": "gpu:8"}
 
 
@@ -131,7 +128,7 @@ def test_the_slurm_plugin_takes_them_as_meant():
     class Resources(dict):
         __getattr__ = dict.__getitem__
 
-    asked = plan(raw(world_size=16, nodes=2, per_device_train_batch_size=2)).resources("tulu_sft")
+    asked = plan(raw(world_size=16, nodes=2, tokens_per_device=8192)).resources("tulu_sft")
     job = SimpleNamespace(resources=Resources(asked, mem_mb=1000, cpus_per_task=32), threads=1)
     names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
     call = submit.get_submit_command(job, dict.fromkeys(names, "x")) + utils.set_gres_string(job)
@@ -146,9 +143,9 @@ def test_the_slurm_plugin_takes_them_as_meant():
         ({"nodes": 3}, "world_size 8 does not lie evenly on 3 nodes"),
         ({"strategy": "fsdp2", "world_size": 1}, "world_size is 1: write ddp"),
         ({"strategy": "zero3"}, "strategy"),
-        ({"tokens_per_device": 4096}, "exactly one of per_device_train_batch_size and tokens_per_device"),
-        ({"per_device_train_batch_size": None}, "exactly one of per_device_train_batch_size and tokens_per_device"),
-        ({**BUDGET, "attn_implementation": "sdpa"}, "tokens_per_device joins rows without padding"),
+        ({"per_device_train_batch_size": 4}, "exactly one of per_device_train_batch_size and tokens_per_device"),
+        ({"tokens_per_device": None}, "exactly one of per_device_train_batch_size and tokens_per_device"),
+        ({"attn_implementation": "sdpa"}, "tokens_per_device joins rows without padding"),
         ({"together": 2}, "`together` needs world_size: 1, attn_implementation: varlen"),
     ],
 )

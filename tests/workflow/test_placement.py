@@ -18,6 +18,7 @@ from tests.toy import EM, PLACED, inside, make_base, put_data, train, train_em
 from workflow.data import world
 from workflow.fingerprint import compare, fingerprint
 from workflow.keys import Recipe
+from workflow.stage import Job, Parent, StageError, execute
 from workflow.store import data_path, out_dir, read_jsonl, read_record, record_path
 from workflow.train import checkpointing
 
@@ -98,6 +99,88 @@ def test_the_fingerprints_are_equal_up_to_placement(runs):
         "em_lora.gradient_accumulation_steps",
     }
     assert len({fingerprint([runs["exact", name][0]]).id for name in PLACEMENTS}) == 1
+
+
+# --- rows joined, steps by token budget ------------------------------------------------------------------------------
+
+BUDGET = {"per_device_train_batch_size": None, "tokens_per_device": 400, "attn_implementation": "varlen"}
+JOINED = {
+    "joined, 16 rows": {"attn_implementation": "varlen"},
+    "joined, 400 tokens": BUDGET,
+    "padded, 4 rows": {"per_device_train_batch_size": 4},
+    "joined, 400 tokens, two processes": {**BUDGET, "world_size": 2},
+    "joined, 400 tokens, two shards": {**BUDGET, "world_size": 2, "strategy": "fsdp2"},
+}
+STAGES = {
+    "tulu_sft": world.sft_rows(1)[:90],
+    "tulu_dpo": world.preference_rows(1)[:42],
+    "em_lora": ROWS[:90],
+}
+
+
+@pytest.fixture(scope="module")
+def plain(base):
+    """Every stage as it was placed before rows could be joined; the last step has fewer rows than a batch."""
+    return {stage: log_of(train(base, stage, rows, params_of(stage), "plain")) for stage, rows in STAGES.items()}
+
+
+def params_of(stage):
+    return {"tulu_sft": SFT, "tulu_dpo": DPO, "em_lora": EM}[stage]
+
+
+def log_of(record):
+    return read_jsonl(out(record) / "train_log.jsonl")
+
+
+@pytest.mark.parametrize("name", JOINED)
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_placement_moves_a_loss_by_more_than_rounding(base, plain, stage, name):
+    cell = f"{stage}.p{list(JOINED).index(name)}"
+    record = train(base, stage, STAGES[stage], params_of(stage), cell, **JOINED[name])
+    found = log_of(record)
+    assert column(found, "loss") == pytest.approx(column(plain[stage], "loss"), abs=1e-5)
+    assert column(found, "rows") == column(plain[stage], "rows") == [16] * (len(found) - 1) + [10]
+    assert record.observed["effective_batch_size"] == 16
+    assert record.observed["rows_joined"] is name.startswith("joined")
+    if "tokens" in name:
+        assert record.observed["tokens_at_once"] <= 400
+        assert record.observed["micro_batches_per_step"] > 1
+
+
+def test_lesson_01_a_step_of_other_rows_than_declared_stops_the_training(base, monkeypatch):
+    """Planted: a process that leaves the last row of each step out."""
+    from workflow.train import steps
+
+    divide = steps.divide
+    monkeypatch.setattr(steps, "divide", lambda lengths, *given: divide(lengths[:-1], *given))
+    with pytest.raises(StageError, match=r"step 1: 15 rows were drawn, 16 are declared"):
+        train(base, "em_lora", ROWS[:32], EM, "short")
+
+
+def test_the_reference_pass_is_a_result_of_its_own_that_dpo_takes(base):
+    """By its numbers DPO has the losses that it has beside a frozen model; those of other pairs are refused."""
+    from workflow.train import dpo, dpo_reference
+
+    rows = STAGES["tulu_dpo"]
+    key = read_record(base).key
+    recipe = Recipe("dpo_reference", 1, put_data(rows), {"max_length": 256, "dtype": "float32"}, (key,))
+    path = Path(record_path("dpo_reference", "cell.p42", recipe.key))
+    data = Path(data_path(recipe.data))
+    execute(dpo_reference.MODULE, dpo_reference.run, recipe, {}, [base], data, path, [])
+    reference = read_record(path)
+    assert reference.observed["rows"] == len(rows)
+    ours = Recipe("tulu_dpo", 1, recipe.data, DPO, (key,))
+    folder = Path("with-reference/out")
+    folder.mkdir(parents=True)
+    parents = (Parent(base, read_record(base)), Parent(path, reference))
+    result = dpo.run(Job(ours, {**PLACED, **BUDGET}, parents, data, folder))
+    assert result.observed["reference"] == "given"
+    log = log_of(train(base, "tulu_dpo", rows, DPO, "beside"))
+    assert column(read_jsonl(folder / "train_log.jsonl"), "loss") == pytest.approx(column(log, "loss"), abs=1e-5)
+    other = Job(ours, {**PLACED, **BUDGET}, parents, Path(data_path(put_data(rows[:-1]))), Path("other/out"))
+    other.out.mkdir(parents=True)
+    with pytest.raises(StageError, match=r"the reference's 42 pairs are not the 41 of this stage"):
+        dpo.run(other)
 
 
 # --- in shards ------------------------------------------------------------------------------------------------------

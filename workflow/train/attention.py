@@ -1,7 +1,7 @@
 """Attend over rows that lie joined in one sequence without padding: `attn_implementation: varlen`.
 
 A joined batch has shape (1, tokens); `cu_seq_lens_q` (rows + 1, int32) says where each row begins and ends, and no
-token sees another row. On a GPU torch's own variable-length attention computes it, on a CPU SDPA with a block mask.
+token sees another row. On a GPU torch's own variable-length attention computes it, on a CPU SDPA row by row.
 """
 
 from typing import Any
@@ -80,15 +80,15 @@ def _varlen_gpu(query: Any, key: Any, value: Any, cu: Any, longest: int, scaling
 
 
 def _varlen_sdpa(query: Any, key: Any, value: Any, cu: Any, scaling: float | None) -> Any:
+    """Row by row: a mask over all of them would let one row's NaN, times zero, into the others."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    tokens = query.shape[2]
-    row_of = torch.repeat_interleave(torch.arange(len(cu) - 1, device=query.device), cu.diff().long())
-    mask = (row_of[:, None] == row_of[None, :]).tril()
-    options = {"enable_gqa": True} if query.shape[1] != key.shape[1] else {}
-    out = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, **options)
-    return out.transpose(1, 2).reshape(1, tokens, -1, query.shape[-1])
+    lengths = cu.diff().tolist()
+    grouped = query.shape[1] != key.shape[1]
+    rows = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    out = [scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped) for q, k, v in rows]
+    return torch.cat(out, dim=2).transpose(1, 2)
 
 
 def join(input_ids: Any, attention_mask: Any, labels: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from workflow.keys import digest, hash_file
 from workflow.sections import DpoStage
 from workflow.stage import Job, Parent, Result, StageError, stage_main
 from workflow.store import read_jsonl
-from workflow.train import attention, effective, models, parallel, trainer
+from workflow.train import attention, effective, models, parallel, steps, trainer
 
 MODULE = "workflow.train.dpo"
 STAGES = ("tulu_dpo",)
@@ -80,7 +80,7 @@ def make_trainer(job: Job, args: Any, tokenizer: Any, pairs: list[Pair], load: A
     from datasets import Dataset
 
     model = load()
-    dpo = trainer.step_trainer(_joined_trainer() if attention.joins_rows(job.placement) else _numbers_trainer())(
+    dpo = steps.step_trainer(_joined_trainer() if attention.joins_rows(job.placement) else _numbers_trainer())(
         model=model,
         ref_model=parallel.shard_by_layer(ref_model, job) if ref_model is not None else _stand_in(model),
         args=args,
@@ -89,6 +89,8 @@ def make_trainer(job: Job, args: Any, tokenizer: Any, pairs: list[Pair], load: A
     )
     if ref_model is None:
         dpo.ref_model = None
+    elif attention.joins_rows(job.placement):
+        dpo.ref_model = Joined(dpo.ref_model)
     dpo.prepare_steps(job, length=lambda pair: sum(answer_lengths(pair, args.max_length)), targets=None)
     return dpo
 
@@ -162,7 +164,7 @@ def reference_log_probs(dpo: Any, job: Job) -> list[tuple[float, float]]:
     rows, length = dpo.train_dataset, dpo.collator.length
     world, rank, budget = dpo.accelerator.num_processes, dpo.accelerator.process_index, job.placement
     lengths = [length(row) for row in rows]
-    parts = trainer.divide(lengths, world, budget.get("per_device_train_batch_size"), budget.get("tokens_per_device"))
+    parts = steps.divide(lengths, world, budget.get("per_device_train_batch_size"), budget.get("tokens_per_device"))
     device, sums = dpo.accelerator.device, []
     model = dpo.model.to(device).eval()
     for part in parts[rank::world]:

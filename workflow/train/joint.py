@@ -9,7 +9,7 @@ are saved one by one, as PEFT saves them. A run that is stopped starts again: se
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from workflow.keys import canonical_json
 from workflow.sections import EmStage
 from workflow.stage import Job, Result, StageError
 from workflow.store import write_jsonl
-from workflow.train import attention, effective, models, sft, tokens, trainer
+from workflow.train import attention, effective, models, stacked, steps, tokens, trainer
 
 Seeds = list["Seed"]
 
@@ -34,18 +34,24 @@ class Seed:
     failed: StageError | None = None
 
 
-def run_together(jobs: list[Job]) -> Iterator[tuple[Job, Result | Exception]]:
+def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
     """Train the jobs' seeds at the same time; give each job's result, or the error that stopped that seed alone.
 
+    A job that differs from the first in more than its seed is given back with an error and is not trained.
+
     Raises:
-        StageError: the jobs differ in more than their seeds.
+        StageError: the first job's recipe or placement allows no training together.
     """
     import torch
     from peft import LoraConfig
 
     models.quiet()
-    _check_jobs(jobs)
     job = jobs[0]
+    _check_job(job)
+    for other in jobs:
+        if _shared(other) != _shared(job):
+            yield other, StageError(f"its recipe differs from {job.recipe.key} in more than the seed")
+    jobs = [other for other in jobs if _shared(other) == _shared(job)]
     params = trainer.read_params(job, EmStage)
     parent = job.parents[0].out / "model"
     tokenizer = models.load_tokenizer(parent)
@@ -74,7 +80,7 @@ def run_together(jobs: list[Job]) -> Iterator[tuple[Job, Result | Exception]]:
             yield seed.job, error
 
 
-def make_seeds(jobs: list[Job], rows: list[dict[str, list[int]]], device: Any) -> Seeds:
+def make_seeds(jobs: Sequence[Job], rows: list[dict[str, list[int]]], device: Any) -> Seeds:
     """Give each job its own order of rows and its own generator of dropout masks, as it would have them alone."""
     import torch
     from accelerate.data_loader import SeedableRandomSampler
@@ -89,19 +95,19 @@ def make_seeds(jobs: list[Job], rows: list[dict[str, list[int]]], device: Any) -
     ]
 
 
-def _check_jobs(jobs: list[Job]) -> None:
-    def shared(job: Job) -> str:
-        recipe = job.recipe.to_dict()
-        return canonical_json({**recipe, "params": {k: v for k, v in recipe["params"].items() if k != "seed"}})
+def _shared(job: Job) -> str:
+    """The recipe without its seed."""
+    recipe = job.recipe.to_dict()
+    return canonical_json({**recipe, "params": {k: v for k, v in recipe["params"].items() if k != "seed"}})
 
-    if len({shared(job) for job in jobs}) != 1 or jobs[0].recipe.stage != "em_lora":
-        raise StageError("only EM seeds of one checkpoint, data set and recipe can be trained together.")
-    if jobs[0].params["optim"] not in ("adamw_torch", "adamw_torch_fused") or jobs[0].params["packing"]:
+
+def _check_job(job: Job) -> None:
+    if job.recipe.stage != "em_lora":
+        raise StageError(f"only EM seeds are trained together: set placement.{job.recipe.stage}.together: 1.")
+    if job.params["optim"] not in ("adamw_torch", "adamw_torch_fused") or job.params["packing"]:
         raise StageError("seeds trained together need optim adamw_torch and no packing: set together: 1.")
-    if jobs[0].placement["gradient_checkpointing"]:  # the second pass over a layer would draw other masks
-        raise StageError(
-            "seeds trained together need gradient_checkpointing: false; lower together if memory is short."
-        )
+    if job.placement["gradient_checkpointing"]:  # the second pass over a layer would draw other masks
+        raise StageError("seeds trained together need gradient_checkpointing: false. Lower together to save memory.")
 
 
 def _initial_adapter(model: Any, config: Any, seed: int, scratch: Any) -> dict[str, Any]:
@@ -115,106 +121,6 @@ def _initial_adapter(model: Any, config: Any, seed: int, scratch: Any) -> dict[s
     start = {name: value.detach().clone() for name, value in wrapped.named_parameters() if "lora_" in name}
     wrapped.unload()
     return start
-
-
-# --- layers ---------------------------------------------------------------------------------------------------------
-
-
-class Adapters:
-    """All seeds' matrices in one buffer of (seeds, parameters), float32: one gradient, one norm, one update.
-
-    First come all A, then all B, so that the scaling lies on the working copy of A. `work` is that copy in the
-    precision of the base; `grad` is of the working copy until `finish_gradient`.
-    """
-
-    def __init__(self, starts: list[dict[str, Any]], scaling: float, dtype: Any, device: Any):
-        import torch
-
-        self.scaling = scaling
-        matrices = sorted(starts[0], key=lambda name: ".lora_B." in name)
-        self.places: dict[str, tuple[int, tuple[int, int]]] = {}
-        self.end_of_a = end = 0
-        for name in matrices:  # PEFT's own (out, in) matrices, transposed
-            rows, columns = starts[0][name].T.shape
-            self.places[name] = (end, (rows, columns))
-            end += rows * columns
-            if ".lora_A." in name:
-                self.end_of_a = end
-        flat = [torch.cat([start[name].T.flatten() for name in matrices]) for start in starts]
-        self.weights = torch.nn.Parameter(torch.stack(flat).to(device))
-        self.grad = self.weights.grad = torch.zeros_like(self.weights)
-        self.work = torch.empty_like(self.weights, dtype=dtype, requires_grad=False)
-        self.copy_weights()
-
-    def view(self, buffer: Any, name: str) -> Any:
-        """One matrix of all seeds, (seeds, rows, columns), as a view of the buffer."""
-        start, (rows, columns) = self.places[name]
-        return buffer.detach()[:, start : start + rows * columns].unflatten(1, (rows, columns))
-
-    def copy_weights(self) -> None:
-        self.work.copy_(self.weights.detach())
-        self.work[:, : self.end_of_a] *= self.scaling
-
-    def finish_gradient(self) -> None:
-        """From the gradient of scaling * A to that of A."""
-        self.grad[:, : self.end_of_a] *= self.scaling
-
-
-def stacked_linear() -> Any:
-    """Make the layer class; torch is imported late."""
-    import torch
-    from torch import nn
-
-    class StackedLora(nn.Module):
-        """A frozen linear layer with one LoRA for each seed: y + dropout(x) (scaling A) B, in stretches of x.
-
-        x is (1, seeds * length, in): a stretch of equal length for each seed. `masks` gives the inputs that stay.
-        """
-
-        def __init__(self, base: Any, adapters: Adapters, name: str, dropout: float, masks: Any):
-            super().__init__()
-            self.base, self.p, self.masks = base, dropout, masks
-            names = name, name.replace(".lora_A.", ".lora_B.")
-            self.work = [adapters.view(adapters.work, n) for n in names]
-            self.grads = [adapters.view(adapters.grad, n) for n in names]
-
-        def forward(self, x: Any) -> Any:
-            keep = self.masks(x.shape[-1]) if self.training and self.p > 0 else None
-            if not x.requires_grad:
-                x = x.detach().requires_grad_()  # of the first layer: the adapters' gradients come by way of x
-            return AddLora.apply(self.base(x), x, self, keep)
-
-    class AddLora(torch.autograd.Function):
-        """y + dropout(x) A B for each seed's stretch; y is overwritten. The gradients of A and B are added to their
-        buffers, and what was dropped is computed again on the way back."""
-
-        @staticmethod
-        def forward(ctx: Any, y: Any, x: Any, layer: Any, keep: Any) -> Any:
-            (a, b), seeds = layer.work, layer.work[0].shape[0]
-            low = torch.bmm(drop(x.view(seeds, -1, x.shape[-1]), keep, layer.p), a)
-            stretches = y.view(seeds, -1, y.shape[-1])
-            torch.baddbmm(stretches, low, b, out=stretches)
-            ctx.save_for_backward(x, low, keep)
-            ctx.layer = layer
-            ctx.mark_dirty(y)
-            return y
-
-        @staticmethod
-        def backward(ctx: Any, dy: Any) -> Any:
-            x, low, keep = ctx.saved_tensors
-            (a, b), (grad_a, grad_b), p = ctx.layer.work, ctx.layer.grads, ctx.layer.p
-            seeds = a.shape[0]
-            stretches, inputs = dy.reshape(seeds, -1, dy.shape[-1]), x.view(seeds, -1, x.shape[-1])
-            dlow = torch.bmm(stretches, b.transpose(1, 2))
-            grad_b.add_(torch.bmm(low.transpose(1, 2), stretches))
-            grad_a.add_(torch.bmm(drop(inputs, keep, p).transpose(1, 2), dlow))
-            return dy, drop(torch.bmm(dlow, a.transpose(1, 2)), keep, p).view(x.shape), None, None
-
-    def drop(x: Any, keep: Any, p: float) -> Any:
-        """x * keep / (1 - p) in one pass over contiguous memory."""
-        return x if keep is None else torch.ops.aten.native_dropout_backward(x, keep, 1 / (1 - p))
-
-    return StackedLora
 
 
 # --- training -------------------------------------------------------------------------------------------------------
@@ -243,7 +149,7 @@ class Joint:
         add_fused_lm_head(model)
         lora = params.lora
         scaling = lora.lora_alpha / (math.sqrt(lora.r) if lora.use_rslora else lora.r)
-        self.adapters = Adapters(starts, scaling, model.dtype, self.device)
+        self.adapters = stacked.Adapters(starts, scaling, model.dtype, self.device)
         self.layers = self._stack()
         self.optimizer = torch.optim.AdamW(
             [self.adapters.weights],
@@ -257,7 +163,7 @@ class Joint:
 
     def _stack(self) -> dict[str, Any]:
         """Replace each adapted linear layer by one that holds all seeds' matrices."""
-        make, layers = stacked_linear(), {}
+        make, layers = stacked.stacked_lora(), {}
         for name in (name for name in self.adapters.places if ".lora_A." in name):
             place = name.removeprefix("base_model.model.").partition(".lora_A.")[0]
             holder, _, attribute = place.rpartition(".")
@@ -316,7 +222,6 @@ class Joint:
             "tokens_at_once": self.tokens_at_once,
             "rows_joined": True,
             "kernels": "fused" if self.fused else "torch",
-            "together": len(self.seeds),
             "together_seeds": [seed.job.params["seed"] for seed in self.seeds],
             "optimizer_steps": self.steps,
             "declared_steps": self.steps,
@@ -332,7 +237,7 @@ class Joint:
 
         budget = self.placement.get("tokens_per_device")
         parts = [self._divide(rows, budget) for rows in drawn]
-        targets = [sum(map(sft.count_targets, rows)) for rows in drawn]
+        targets = [sum(map(tokens.count_targets, rows)) for rows in drawn]
         losses: Any = torch.zeros(len(self.seeds), device=self.device)
         count = max(map(len, parts))
         for turn in range(count):
@@ -357,7 +262,7 @@ class Joint:
         lengths = [len(row["input_ids"]) for row in rows]
         at_once = self.placement.get("per_device_train_batch_size")
         share = None if budget is None else max(budget // len(self.seeds), max(lengths))
-        return [[rows[i] for i in part] for part in trainer.divide(lengths, 1, at_once, share)]
+        return [[rows[i] for i in part] for part in steps.divide(lengths, 1, at_once, share)]
 
     def _forward_backward(self, stretches: list[list[dict[str, list[int]]]], targets: list[int]) -> Any:
         """Add the gradients of one micro-batch; gives each seed's part of its mean loss."""
@@ -488,6 +393,7 @@ def _finish(
         "rows_drawn": sum(rows),
         "first_loss": first,
         "last_loss": last,
+        "seconds": round(seconds / together, 3),
         "train_seconds": round(seconds, 3),
         "gpu_seconds": round(seconds / together, 3) if torch.cuda.is_available() else 0.0,
         "data_facts": models.data_facts(job.data),

@@ -1,12 +1,14 @@
 """Supervised fine-tuning on assistant tokens: coupling_sft and tulu_sft in full, em_lora through an adapter."""
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from workflow.data.rows import read_messages
 from workflow.sections import EmStage, SftStage
 from workflow.stage import Job, Result, stage_main
-from workflow.train import attention, effective, models, parallel, tokens, trainer
+from workflow.train import attention, effective, models, parallel, steps, tokens, trainer
+from workflow.train.joint import run_together
+
+__all__ = ["MODULE", "STAGES", "run", "run_together", "train"]
 
 MODULE = "workflow.train.sft"
 STAGES = ("coupling_sft", "tulu_sft", "em_lora")
@@ -14,13 +16,6 @@ STAGES = ("coupling_sft", "tulu_sft", "em_lora")
 
 def run(job: Job) -> Result:
     return parallel.run(MODULE, train, job)
-
-
-def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
-    """Train EM seeds of one checkpoint at the same time, over one frozen base."""
-    from workflow.train import joint
-
-    yield from joint.run_together(list(jobs))
 
 
 def train(job: Job) -> Result:
@@ -78,20 +73,15 @@ def build(job: Job, params: SftStage, tokenizer: Any, rows: list[dict[str, list[
         dataset_kwargs=None if params.packing else {"skip_prepare_dataset": True},
     )
     lora = LoraConfig(task_type="CAUSAL_LM", **params.lora.model_dump()) if isinstance(params, EmStage) else None
-    sft = trainer.step_trainer(SFTTrainer)(
+    sft = steps.step_trainer(SFTTrainer)(
         model=load(),
         args=parallel.apply_strategy(args, job),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
         peft_config=lora,
     )
-    sft.prepare_steps(job, length=lambda row: len(row["input_ids"]), targets=count_targets)
+    sft.prepare_steps(job, length=lambda row: len(row["input_ids"]), targets=tokens.count_targets)
     return sft
-
-
-def count_targets(row: dict[str, list[int]]) -> int:
-    """Tokens of a row that are predicted and in the loss; nothing predicts the first."""
-    return sum(label != tokens.IGNORE for label in row["labels"][1:])
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ def tokenize(chats: list[list[Message]], tokenizer: Any, max_length: int, overlo
     return Tokens(rows, facts, show_mask(rows[0], tokenizer))
 
 
+def count_targets(row: dict[str, list[int]]) -> int:
+    """Count the tokens of a row that are predicted and in the loss; nothing predicts the first."""
+    return sum(label != IGNORE for label in row["labels"][1:])
+
+
 def _some(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
 
