@@ -250,7 +250,7 @@ def test_one_seed_has_no_interval(root, raw):
     row = re.search(r"<tr><td class=\"l\">tulu_control</td>.*?</tr>", section(html, "matrix"), re.S).group()
     assert row.count(">n = 1</a>") == 3
     assert "no test" in section(html, "pairs")
-    assert "18 results" in section(html, "siblings"), "the seeds on disk that this plan leaves out are listed"
+    assert "18 results" in section(html, "outside"), "the seeds on disk that this plan leaves out are listed"
 
 
 def test_several_pipeline_seeds_change_the_unit(tmp_path, raw, monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from workflow.fingerprint import Comparison
 from workflow.report import scores
-from workflow.report.blocks import Page, figures_of
+from workflow.report.blocks import Page, Section, figures_of, prose
 from workflow.report.claims_section import (
     chance_note,
     claims_section,
@@ -74,18 +74,28 @@ def assemble(study: Study) -> Report:
         outcomes_section(study),
         thresholds_section(study),
         reruns_section(study),
-        siblings_section(study),
         published_section(study),
         protocol_section(study, protocols),
         differences_section(study),
         data_section(study),
-        cost_section(study),
         samples_section(study),
         lineage_section(study),
+        _outside(siblings_section(study), cost_section(study)),
     )
     top = banners(study, protocols, results)
     page = Page(study.config.title, study.config.note, top, tuple(s for s in sections if s.blocks))
     return Report(study, page, results, origins, fingerprints(study))
+
+
+def _outside(*sections: Section) -> Section:
+    """What the page shows and its key does not cover: two runs of one key differ here alone."""
+    blocks = [block for section in sections for block in section.blocks]
+    intro = prose(
+        "Times, cost and results that the plan does not use, as they were when this page was made; so is the commit "
+        "that first held a rule, in the table of verdicts. Nothing of it is in this report's key, in a mean or in a "
+        "verdict."
+    )
+    return Section("outside", "Outside the report's key", (intro, *blocks) if blocks else ())
 
 
 def banners(study: Study, protocols: dict[str, Comparison], results: Sequence[ClaimResult] = ()) -> tuple[str, ...]:
