@@ -1,12 +1,15 @@
 """Several cells with one loaded model: the same bytes as alone, one failure at a time, effective settings checked."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests import tiny
+from tests.conftest import ROOT
 from workflow.evals import arc, completions, generate, model, vllm
 from workflow.keys import Recipe, hash_file
 from workflow.stage import Job, Result, StageError
@@ -238,6 +241,23 @@ def test_one_engine_has_room_for_all_adapters(models):
     assert settings["max_model_len"] == 512
     assert settings["compilation_config"] == {"cudagraph_capture_sizes": [1, 8]}
     assert "gpu_memory_utilization" not in settings
+
+
+ENGINE = """
+import subprocess, threading, time
+import psutil
+from workflow.evals.vllm import end_with
+engine = subprocess.Popen(["sleep", "600"])
+threading.Thread(target=end_with, args=([psutil.Process(engine.pid)], threading.Event(), 0.05), daemon=True).start()
+engine.kill()
+time.sleep(600)  # as vLLM waits for a dead engine's answer
+"""
+
+
+def test_a_killed_engine_ends_the_job_that_waits_for_it():
+    done = subprocess.run([sys.executable, "-c", ENGINE], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "error: vLLM's engine was killed. Run again; finished cells stay.\n"
 
 
 def test_vllms_sampler_is_read_back_under_the_recipes_names():

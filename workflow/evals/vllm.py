@@ -5,10 +5,14 @@ All cells' requests stand in one queue, cell after cell: a cell is done, and yie
 
 import json
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from workflow.errors import UserError
 from workflow.evals.completions import Answer, Answers, chat, read_tasks, to_answer, write_cell
@@ -35,6 +39,7 @@ def run_queue(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
     began = time.monotonic()
     engine = _start(vllm, jobs, adapters)
     started = round(time.monotonic() - began, 1)
+    threading.Thread(target=end_with, args=(engine_processes(), done := threading.Event()), daemon=True).start()
     tokenizer = load_tokenizer(model_folder(jobs[0]))
     queue = {number: _enqueue(engine, vllm, job, number, adapters, tokenizer) for number, job in enumerate(jobs)}
     facts = {"template_md5": template_md5(tokenizer), "vllm": vllm.__version__, "engine_start_s": started}
@@ -51,6 +56,30 @@ def run_queue(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]]:
                 queue[int(number)].outputs[int(place)] = output.outputs[0]
         for number in [n for n, cell in queue.items() if cell.is_whole()]:
             yield jobs[number], _finish(jobs[number], queue.pop(number), engine, tokenizer, facts)
+    done.set()
+
+
+def engine_processes() -> list[psutil.Process]:
+    """The processes that vLLM started for its engine; none where it runs in this one."""
+    return [p for p in psutil.Process().children(recursive=True) if "EngineCore" in p.name()]
+
+
+def end_with(processes: Sequence[psutil.Process], done: threading.Event, every: float = 2.0) -> None:
+    """End this process when one of the engine's is gone: vLLM waits for ever for the answer of one that was killed.
+
+    What was published stays; the workspaces are removed by the next job.
+    """
+    while not done.wait(every):
+        if any(map(_is_gone, processes)) and not done.is_set():
+            print("error: vLLM's engine was killed. Run again; finished cells stay.", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class _Cell:
