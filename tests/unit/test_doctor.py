@@ -61,7 +61,7 @@ def test_a_ready_project_lacks_nothing_but_past_records(project, monkeypatch):
         "GPU memory: fine", "disk: fine", "GPU-hours: doubt",
     }, told  # fmt: skip
     assert "qwen2_5_7b" in told
-    assert "by guess" in told
+    assert "measured on one H100" in told
     assert "sk-secret" not in told
 
 
@@ -106,7 +106,7 @@ def test_finished_stages_cost_nothing_more_and_past_records_price_the_rest(proje
     lost.unlink()
     levels, told = look(config)
     assert "GPU-hours: fine" in levels
-    assert "by guess" not in told
+    assert "measured on one H100" not in told
     assert "0 models (0.0), 1 adapters" in told
 
 
@@ -142,3 +142,15 @@ def test_a_full_fine_tune_that_no_gpu_holds_is_told(project):
     levels, told = look(whole, ask=ask)
     assert "GPU memory: missing" in levels
     assert "one has 86 GB. Set" in told
+
+
+def test_gpu_hours_follow_from_rows_lengths_and_the_measured_rate_of_the_placement(project):
+    from workflow.audit import estimates
+
+    config, pins = project
+    joined = estimates.hours(config, pins, "tulu_sft")
+    padded = config.model_copy(deep=True)
+    object.__setattr__(padded.placement.tulu_sft, "attn_implementation", "sdpa")
+    assert estimates.hours(padded, pins, "tulu_sft") / joined == pytest.approx(0.479 / 0.09)
+    _, told = look(config)
+    assert "the rate measured on one H100 (docs/performance.md)" in told

@@ -63,3 +63,29 @@ def test_a_tracker_goes_to_report_to_and_not_into_the_key(job, tracker):
 
 def test_no_tracker_has_no_run_id(job):
     assert trainer.tracker_run(job) is None
+
+
+def test_our_masks_are_those_of_trls_assistant_only_loss(tmp_path):
+    """Ours are made beside TRL, since a row is refused by its mask before it is cut."""
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    from tests import tiny
+    from workflow.data import world
+    from workflow.train import tokens
+
+    rows = [row for part in (world.sft_rows(1), world.em_rows(1)) for row in part[:60]]
+    chats = [row["messages"] for row in rows]
+    ours = tokens.tokenize(chats, tiny.tokenizer(), 4096, "refuse").rows
+    args = SFTConfig(
+        output_dir=str(tmp_path), assistant_only_loss=True, max_length=4096, use_cpu=True, bf16=False, report_to="none"
+    )
+    sft = SFTTrainer(
+        model=tiny.model(),
+        args=args,
+        train_dataset=Dataset.from_list([{"messages": chat} for chat in chats]),
+        processing_class=tiny.tokenizer(),
+    )
+    theirs = sft.train_dataset
+    assert [row["input_ids"] for row in ours] == list(theirs["input_ids"])
+    assert [row["labels"] for row in ours] == list(theirs["labels"])

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy import EM, PLACED, inside, make_base, put_data, train
+from tests.toy import EM, PLACED, forget_results, inside, make_base, put_data, train
 from workflow.data import world
 from workflow.keys import Recipe
-from workflow.stage import Job, Parent, StageError
+from workflow.stage import Job, Parent, Request, StageError, execute_all
 from workflow.store import data_path, out_dir, read_jsonl, read_record, record_path
-from workflow.train import joint
+from workflow.train import joint, sft
 
 ROWS = world.em_rows(1)[:90]  # five steps of 16 and one of 10, twice
 SEEDS = (42, 137, 7)
@@ -156,3 +156,34 @@ def test_settings_are_read_off_the_objects_that_trained(base, tmp_path):
     assert settings["lora"]["lora_dropout"] == [0.1]
     assert settings["optimizer"]["class"] == "AdamW"
     assert settings["rates"]["peak"] == pytest.approx(1e-2)
+
+
+class Killed(BaseException):
+    """As if by kill -9: nothing more is saved."""
+
+
+def test_one_command_makes_all_cells_and_after_a_kill_makes_them_again(base, alone, monkeypatch):
+    forget_results()
+    requests = []
+    for seed in SEEDS:
+        recipe = Recipe("em_lora", 1, put_data(ROWS), {**PARAMS, "seed": seed}, (read_record(base).key,))
+        path = Path(record_path("em_lora", f"together.p42.e{seed}", recipe.key))
+        placed = {**PLACED, **JOINED, "together": 3}
+        requests.append(Request(recipe, placed, (base,), Path(data_path(recipe.data)), path))
+    step = joint.Joint.step
+
+    def killed(self, number, drawn):
+        if number == 4:
+            raise Killed
+        step(self, number, drawn)
+
+    monkeypatch.setattr(joint.Joint, "step", killed)
+    with pytest.raises(Killed):
+        execute_all(sft.MODULE, sft.run, requests[0], requests[1:], sft.run_together)
+    assert not any(request.record.exists() for request in requests)
+    monkeypatch.undo()
+    execute_all(sft.MODULE, sft.run, requests[0], requests[1:], sft.run_together)
+    for request, seed in zip(requests, SEEDS, strict=True):
+        record = read_record(request.record)
+        assert record.observed["together"] == [r.record.parts[-3] for r in requests]
+        same(out_dir(request.record), alone[seed])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy import EM, PLACED, inside, make_base, put_data, train, train_em
+from tests.toy import EM, PLACED, forget_results, inside, make_base, put_data, train, train_em
 from workflow.data import world
 from workflow.fingerprint import compare, fingerprint
 from workflow.keys import Recipe
@@ -223,6 +223,7 @@ def same_result(one, two, weights):
 def test_a_sharded_full_fine_tune_is_stopped_goes_on_and_is_that_of_one_process(base):
     rows = world.sft_rows(1)[:160]
     one = train(base, "tulu_sft", rows, SFT, "one", gradient_checkpointing=True)
+    forget_results()
     recipe = Recipe("tulu_sft", 1, put_data(rows), SFT, (read_record(base).key,))
     path = Path(record_path("tulu_sft", "shards", recipe.key))
 

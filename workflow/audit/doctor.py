@@ -265,7 +265,7 @@ def _disk(config: Config, surveyed: Survey | None) -> list[Finding]:
 
 
 def _hours(config: Config, pins: Lock, surveyed: Survey | None) -> list[Finding]:
-    """GPU-hours by past records where there are some, by a stated guess elsewhere."""
+    """GPU-hours by past records where there are some, by measured rates elsewhere."""
     jobs = _jobs(config, surveyed)
     known, guessed, by_guess = 0.0, 0.0, []
     for stage, number in jobs.items():
@@ -278,6 +278,6 @@ def _hours(config: Config, pins: Lock, surveyed: Survey | None) -> list[Finding]
     told = f"{known + guessed:.1f} expected"
     if by_guess:
         told += (
-            f"; by guess ({estimates.TOKENS_PER_ROW} tokens a row, a third of an H100's peak): {', '.join(by_guess)}"
+            f"; by rows, a usual length and the rate measured on one H100 ({estimates.SOURCE}): {', '.join(by_guess)}"
         )
     return [Finding("doubt" if by_guess else "fine", "GPU-hours", told)]

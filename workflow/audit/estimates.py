@@ -7,9 +7,18 @@ from workflow.config import Config
 from workflow.data.lock import Lock
 from workflow.sections import Hub, ToyModel
 
-TOKENS_PER_ROW = 500
-GPU_FLOPS = 0.35 * 790e12  # a third of what one H100 reaches in bfloat16 on large matrices
-FLOP_PER_PARAMETER_AND_TOKEN = {"coupling_sft": 6, "tulu_sft": 6, "tulu_dpo": 2 * (6 + 2), "em_lora": 4}
+SOURCE = "docs/performance.md"
+# A mean row of the published data sets' length profile; a pair is both answers with their prompts.
+TOKENS_PER_ROW = {"coupling_sft": 150, "tulu_sft": 604, "tulu_dpo": 1400, "em_lora": 113}
+GPU_FLOPS = 790e12  # of one H100 in bfloat16 on large matrices
+FLOP_PER_PARAMETER_AND_TOKEN = {"coupling_sft": 6, "tulu_sft": 6, "tulu_dpo": 8, "em_lora": 4}
+# Of GPU_FLOPS, as measured with rows padded and with rows joined.
+SHARE = {
+    "coupling_sft": (0.090, 0.479),
+    "tulu_sft": (0.090, 0.479),
+    "tulu_dpo": (0.088, 0.474),
+    "em_lora": (0.208, 0.497),
+}
 EVALUATION_HOURS_PER_BILLION = 0.03
 GPU_MEMORY = 80e9
 # Full fine-tunes are in float32: weights, gradients and Adam's two moments; DPO's reference is weights alone.
@@ -44,9 +53,10 @@ def hours(config: Config, pins: Lock, stage: str) -> float:
         names = [arm.data for arm in config.arms]
     else:
         names = [n for c in config.conditions if c.enabled and (n := getattr(c.data, stage))]
-    tokens = max((_rows(config, pins, n) for n in names), default=0) * TOKENS_PER_ROW
+    tokens = max((_rows(config, pins, n) for n in names), default=0) * TOKENS_PER_ROW[stage]
     tokens *= getattr(config.stages, stage).num_train_epochs
-    return FLOP_PER_PARAMETER_AND_TOKEN[stage] * size * tokens / GPU_FLOPS / 3600
+    share = SHARE[stage][getattr(config.placement, stage).attn_implementation == "varlen"]
+    return FLOP_PER_PARAMETER_AND_TOKEN[stage] * size * tokens / (share * GPU_FLOPS) / 3600
 
 
 def _rows(config: Config, pins: Lock, name: str) -> int:
