@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ import yaml
 
 from tests.conftest import copy_project, records, stable_digests
 from tests.fake import small
-from workflow.launch import ADDRESS
+from workflow.launch import ADDRESS, TOKEN, socket_folder
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "snakemake", "all", "--configfile", "config/test.yaml", "-c2"]
@@ -45,18 +46,19 @@ def prepare(root: Path) -> Path:
 
 
 @contextmanager
-def launcher(folder: Path, root: Path) -> Iterator[dict[str, str]]:
+def launcher(root: Path) -> Iterator[dict[str, str]]:
     """Environment of one launcher that all runs share; it runs the copy's code, which nobody edits meanwhile."""
-    address = folder / f"launcher.{os.getpid()}"
+    address = Path(socket_folder(), "socket")
     code = f"from workflow.launch import serve; serve({str(address)!r}, {os.getpid()})"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env[TOKEN] = secrets.token_hex()
     server = subprocess.Popen([sys.executable, "-c", code], cwd=root, env=env, start_new_session=True)
     try:
         yield {**env, ADDRESS: str(address)}
     finally:
         server.terminate()
         server.wait()
-        address.unlink(missing_ok=True)
+        shutil.rmtree(address.parent)
 
 
 def start(root: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -140,7 +142,7 @@ def main() -> None:
     journal = folder / "kills.jsonl"
     until = time.monotonic() + 60 * args.minutes
     whole, broken = prepare(folder / "undisturbed"), prepare(folder / "disturbed")
-    with launcher(folder, whole) as env:
+    with launcher(whole) as env:
         finish(whole, env)
         expected = stable_digests(whole)
         failures = 0

@@ -3,10 +3,10 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tests.fake import small
-from workflow.launch import ADDRESS
+from workflow.launch import ADDRESS, TOKEN, socket_folder
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("Snakefile", "rules", "envs", "profiles", "workflow", "config", "slurm")
@@ -126,13 +126,15 @@ def set_aside(root: Path, record: str) -> None:
 @pytest.fixture(scope="session")
 def launcher() -> Iterator[dict[str, str]]:
     """Environment of a launcher that many Snakemake runs share."""
-    with tempfile.TemporaryDirectory() as folder:
-        address = f"{folder}/socket"
-        code = f"from workflow.launch import serve; serve({address!r}, {os.getpid()})"
-        server = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        yield {ADDRESS: address}
-        server.terminate()
-        server.wait()
+    folder = socket_folder()
+    address, token = f"{folder}/socket", secrets.token_hex(32)
+    code = f"from workflow.launch import serve; serve({address!r}, {os.getpid()})"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", TOKEN: token}
+    server = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env)
+    yield {ADDRESS: address, TOKEN: token}
+    server.terminate()
+    server.wait()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "retractions": {"entries", "errors", "keys", "store"},
     "reuse": {"accepted", "files", "keys", "retractions", "store"},
     "data": {"config", "config_load", "data", "errors", "files", "keys", "provenance", "sections", "store"},
-    "launch": {"stage"},
+    "launch": {"errors", "stage"},
     "stage": {"data", "errors", "files", "gpus", "keys", "launch", "provenance", "reuse", "store"},
     "matrix": {"config", "config_load", "data", "errors", "keys", "sections", "store"},
     "links": {"matrix", "store"},

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -15,7 +18,8 @@ from workflow import launch
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A launcher that preloads nothing, and whose jobs are small functions instead of stages."""
-    address = str(tmp_path / "socket")
+    address = f"{launch.socket_folder()}/socket"
+    monkeypatch.setenv(launch.TOKEN, "a" * 64)
     code = f"""
 import os, sys, time, pathlib
 from workflow import launch
@@ -40,6 +44,7 @@ launch.serve({address!r}, {os.getpid()})
     yield address
     process.terminate()
     process.wait()
+    shutil.rmtree(os.path.dirname(address))
 
 
 def client(address, *argv, **kwargs):
@@ -110,10 +115,68 @@ sys.exit(launch.launch([sys.executable, "-c", {code!r}]))
     assert not os.path.exists(address)
 
 
+@pytest.mark.parametrize("token", ["", "b" * 64, "a" * 63, "a" * 65 + "b", None])
+def test_a_request_without_the_token_runs_nothing(server, tmp_path, token):
+    env = {name: value for name, value in os.environ.items() if name != launch.TOKEN}
+    env |= {} if token is None else {launch.TOKEN: token}
+    done = client(server, "sleep", str(tmp_path / "pid"), env=env, stderr=subprocess.PIPE, text=True)
+    _, err = done.communicate(timeout=20)
+    assert done.returncode == 1
+    assert "the launcher refused the job" in err
+    assert not (tmp_path / "pid").exists()
+
+
+def test_a_stranger_that_says_nothing_holds_nobody_up_for_long(server, tmp_path):
+    while not os.path.exists(server):
+        time.sleep(0.02)
+    with socket.socket(socket.AF_UNIX) as link:
+        link.connect(server)
+        done = client(server, "tell", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert done.wait(timeout=60) == 7
+
+
+def test_a_server_without_a_token_does_not_start(monkeypatch):
+    monkeypatch.delenv(launch.TOKEN, raising=False)
+    with pytest.raises(launch.LauncherError, match="without a token"):
+        launch.serve("unused", os.getppid())
+
+
+def named_in(characters, tmp_path_factory):
+    """A folder whose path has so many characters."""
+    root = tmp_path_factory.mktemp("t")
+    long = root / ("x" * (characters - len(str(root)) - 1))
+    long.mkdir()
+    return long
+
+
+def test_the_wrapper_works_under_a_tmpdir_of_120_characters(tmp_path_factory):
+    long = named_in(120, tmp_path_factory)
+    assert len(str(long)) == 120
+    wrapper = """
+import sys
+from workflow import launch
+code = "from workflow import launch; import os; launch._connect(launch.socket.socket(launch.socket.AF_UNIX), " \\
+       "os.environ[launch.ADDRESS])"
+sys.exit(launch.launch([sys.executable, "-c", code]))
+"""
+    env = {**os.environ, "PYTHONPATH": os.getcwd(), "TMPDIR": str(long)}
+    done = subprocess.run([sys.executable, "-c", wrapper], env=env, timeout=110, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(long.glob("launch-*")) == []
+
+
+@pytest.mark.parametrize("characters", [60, 70, 71, 72, 73, 80, 107, 120, 250])
+def test_a_socket_can_be_bound_under_any_tmpdir(tmp_path_factory, monkeypatch, characters):
+    monkeypatch.setattr(tempfile, "tempdir", str(named_in(characters, tmp_path_factory)))
+    folder = launch.socket_folder()
+    assert os.stat(folder).st_mode & 0o077 == 0
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/socket{launch._PART}")
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("sent", [b"", b"\0\0", (100).to_bytes(8, "big"), (100).to_bytes(8, "big") + b"{"])
 def test_a_client_that_dies_in_the_middle_of_its_request_harms_nobody(server, tmp_path, sent):
-    import socket
-
     while not os.path.exists(server):
         time.sleep(0.02)
     link = socket.socket(socket.AF_UNIX)

@@ -17,13 +17,13 @@ def vllm_python() -> str | None:
 
 def switch(module: str, argv: Sequence[str]) -> None:
     """Go on as that interpreter, in the same process, if the recipe on the command line asks for the backend vllm."""
-    from workflow.launch import ADDRESS
+    from workflow.launch import ADDRESS, TOKEN
 
     python = vllm_python()
     if python is None or not _asks_for_vllm(argv):
         return
     # not through the launcher, whose children are of the other environment; and once only
-    env = {name: value for name, value in os.environ.items() if name not in (VARIABLE, ADDRESS)}
+    env = {name: value for name, value in os.environ.items() if name not in (VARIABLE, ADDRESS, TOKEN)}
     try:
         os.execve(python, [python, "-m", module, *argv], env)
     except OSError as error:
