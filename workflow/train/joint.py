@@ -386,7 +386,7 @@ def _finish(
     )
     rows = [entry["rows"] for entry in seed.log]
     first, last = seed.log[0]["loss"], seed.log[-1]["loss"]
-    examples = {"first_prompt": facts["first_prompt"]}
+    examples = {name: facts[name] for name in ("first_prompt",) if name in facts}
     observed = {
         **{name: value for name, value in facts.items() if name not in examples},
         "rows_per_step": [min(rows), max(rows)],

@@ -234,7 +234,7 @@ def fit(trainer: Any, job: Job, params: Training, facts: dict[str, Any]) -> Resu
     if trainer.accelerator.is_main_process:
         write_jsonl(job.out / "train_log.jsonl", log)
     rows_at_once = job.placement.get("per_device_train_batch_size") or batch // world
-    examples = {"first_prompt": facts["first_prompt"]}
+    examples = {name: facts[name] for name in ("first_prompt",) if name in facts}
     observed = {
         **{name: value for name, value in facts.items() if name not in examples},
         "world_size": world,
