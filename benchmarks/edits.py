@@ -175,19 +175,19 @@ EDITS = (
          cells(6, base=1, coupling_sft=1, tulu_sft=2, tulu_dpo=2, em_lora=4)),
     # data
     Edit("a word of a persona", text("config/personas/evil.yaml", "You are", "You were", lock=True),
-         cells(3, data=1, coupling_sft=1, **CHAIN)),
-    Edit("a judge's prompt", text("config/prompts/two_scales.yaml", "0 ", "zero ", lock=True),
+         cells(3, coupling_sft=1, **CHAIN)),
+    Edit("a judge's prompt", text("config/prompts/origin_json.yaml", "Grade the two", "Grade both", lock=True),
          cells(6, "judge", data=1)),
     Edit("seed of a question set", config(lambda r: next(d for d in r["data"] if d["name"] == "demo_em")
-         .update(seed=99)), cells(4, data=1, em_lora=4)),
+         .update(seed=99)), cells(4, em_lora=4)),
     # the matrix
     Edit("another EM seed", config(lambda r: r["em_seeds"].append(256)), cells(2, em_lora=2)),
     Edit("one EM seed fewer", config(lambda r: r["em_seeds"].pop()), {"report": 1}),
     Edit("another pipeline seed", config(lambda r: r["pipeline_seeds"].append(137)),
          cells(6, coupling_sft=1, tulu_sft=2, tulu_dpo=2, em_lora=4)),
-    Edit("another condition", config(condition), cells(3, data=1, coupling_sft=1, **CHAIN)),
+    Edit("another condition", config(condition), cells(3, coupling_sft=1, **CHAIN)),
     Edit("a renamed condition", config(rename), {"report": 1}, TAKEN),
-    Edit("a benign arm", config(arm), cells(4, data=1, em_lora=4)),
+    Edit("a benign arm", config(arm), cells(4, em_lora=4)),
     Edit("a rerun", config(replicate), {"em_lora": 1}),
     # results
     Edit("an adapter removed", without("results/em_lora/evil_wrong.p42.e42"), {"em_lora": 1}, RESTORED),
