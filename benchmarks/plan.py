@@ -104,7 +104,7 @@ rule report:
 def config(conditions: int, seeds: int) -> dict:
     """The demo's config at another size: one instrument, so that 100 x 100 makes 40,600 jobs."""
     raw = yaml.safe_load((ROOT / "config/demo.yaml").read_text())
-    raw |= {"name": "bench", "em_seeds": list(range(1, seeds + 1))}
+    raw |= {"name": "bench", "em_seeds": list(range(1, seeds + 1)), "pairs": []}
     evil, coupling = raw["conditions"][1], next(d for d in raw["data"] if d["name"] == "demo_coupling_evil_wrong")
     raw["conditions"] = [raw["conditions"][0], *({**evil, "name": f"evil_{i}"} for i in range(1, conditions))]
     raw["data"] += [{**coupling, "name": f"coupling_{i}", "seed": i} for i in range(1, conditions)]

@@ -8,6 +8,8 @@ are plain, so that the whole wave below it is planned.
 
 import sys
 
+from snakemake.common import overwrite_function_params
+
 from workflow import slurm_patch
 from workflow.plan import Plan
 
@@ -24,8 +26,14 @@ onstart:
         slurm_patch.install(slurm)
 
 
+def of_wildcards(function):
+    # Snakemake then does not look at the signature for each of 40 000 jobs
+    overwrite_function_params(function, {})
+    return function
+
+
 def recipe(stage):
-    return lambda w: MATRIX.node(stage, w.cell, w.key).recipe.to_json()
+    return of_wildcards(lambda w: MATRIX.node(stage, w.cell, w.key).recipe.to_json())
 
 
 def parents(stage):
@@ -38,15 +46,16 @@ def parents(stage):
             workflow.dag.forcefiles.add(node.record)
         return paths if node in PLAN.links.planned else [ancient(path) for path in paths]
 
-    return records
+    return of_wildcards(records)
 
 
 def data(stage):
-    return ancient(lambda w: MATRIX.node(stage, w.cell, w.key).data)
+    return ancient(of_wildcards(lambda w: MATRIX.node(stage, w.cell, w.key).data))
 
 
 def placement(stage):
-    return lambda w: PLAN.placement(stage)
+    placed = PLAN.placement(stage)
+    return of_wildcards(lambda w: placed)
 
 
 def siblings(stage):

@@ -191,6 +191,21 @@ def clear_logs(root):
         path.unlink()
 
 
+def remake(finished, edit):
+    """An adapter published again with other bytes, under its own key, in the current folder. Its record's path."""
+    path = Path(next(p for p in digests(finished) if p.startswith("results/em_lora/evil_wrong.p42.e42")))
+    old = read_record(path)
+    path.unlink()
+    with workspace(path.parent) as temp:
+        shutil.copytree(out_dir(path), temp, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
+        for part in (temp, *temp.rglob("*")):
+            part.chmod(0o755)
+        edit(temp)
+        parts = (old.cell, old.inputs, describe_outputs(temp), old.observed, old.metrics, old.provenance)
+        publish(temp, Record.create(old.to_recipe(), *parts))
+    return path
+
+
 def test_lesson_62_a_removed_adapter_is_made_again_and_all_below_it_restores(finished, copy_of_finished, launcher):
     root = copy_of_finished
     clear_logs(root)
@@ -205,16 +220,7 @@ def test_lesson_62_a_parent_of_other_bytes_has_its_children_computed(finished, c
     root = copy_of_finished
     clear_logs(root)
     monkeypatch.chdir(root)
-    path = Path(next(p for p in digests(finished) if p.startswith("results/em_lora/evil_wrong.p42.e42")))
-    old = read_record(path)
-    path.unlink()
-    with workspace(path.parent) as temp:
-        shutil.copytree(out_dir(path), temp, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
-        for part in (temp, *temp.rglob("*")):
-            part.chmod(0o755)
-        (temp / "again.json").write_text("{}")
-        parts = (old.cell, old.inputs, describe_outputs(temp), old.observed, old.metrics, old.provenance)
-        publish(temp, Record.create(old.to_recipe(), *parts))
+    path = remake(finished, lambda out: (out / "again.json").write_text("{}"))
     snakemake(root, launcher)
     assert endings(root, "done in") == {"arc": 1, "generate": 1, "pairs": 1}
     assert endings(root, "restored its record") == {"judge": 1, "report": 1}, "the weights answered the same"
@@ -249,18 +255,13 @@ def test_lesson_63_what_the_files_say_is_held_against_the_recipe(finished, copy_
     """A consistent forger, or a library that did otherwise: every hash is right, and dropout was 0."""
     root = copy_of_finished
     monkeypatch.chdir(root)
-    path = Path(next(p for p in digests(finished) if p.startswith("results/em_lora/evil_wrong.p42.e42")))
-    old = read_record(path)
-    path.unlink()
-    with workspace(path.parent) as temp:
-        shutil.copytree(out_dir(path), temp, dirs_exist_ok=True, ignore=shutil.ignore_patterns("record.json"))
-        for part in (temp, *temp.rglob("*")):
-            part.chmod(0o755)
-        adapter = temp / "adapter/adapter_config.json"
+
+    def edit(out):
+        adapter = out / "adapter/adapter_config.json"
         saved = json.loads(adapter.read_text())
         adapter.write_text(json.dumps({**saved, "lora_dropout": saved["lora_dropout"] + 0.25}))
-        parts = (old.cell, old.inputs, describe_outputs(temp), old.observed, old.metrics, old.provenance)
-        publish(temp, Record.create(old.to_recipe(), *parts))
+
+    remake(finished, edit)
     done = run("workflow", "verify", "--configfile", "config/test.yaml", cwd=root)
     assert done.returncode == 1
     assert "declared and effective settings differ: adapter_config.json lora_dropout: declared" in done.stdout
