@@ -337,6 +337,7 @@ def edit_world(checkout, old, new):
 
 def test_a_changed_word_in_a_builder_is_noticed_by_status_and_lock(checkout):
     """Text changed in the demo's world without a bump was noticed by nothing."""
+    run("workflow", "lock", "--configfile", "config/demo.yaml", cwd=checkout)
     edit_world(checkout, '"""The demo', '"""All of the demo')
     said = run("workflow", "lock", "--configfile", "config/demo.yaml", cwd=checkout)
     assert "built again" not in said.stdout, "a docstring is no code"
