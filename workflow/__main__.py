@@ -123,17 +123,46 @@ def diff(left: str, right: str, configfile: ConfigFile = DEFAULT, json_: Json = 
 @app.command()
 def verify(
     configfile: ConfigFile = DEFAULT,
-    quick: Annotated[bool, typer.Option("--quick", help="trust size, mtime and inode since a full check")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="trust size, times and inode since a full check")] = False,
+    against: Annotated[Path | None, typer.Option(help="a seal; what changed since it was made is broken")] = None,
 ) -> None:
     """Hash every output again and walk every link. Exit status: 0 whole, 1 broken, 2 unverifiable; each case is named.
 
-    Example: matrix verify --quick
+    Example: matrix verify --against config/demo.seal --configfile config/demo.yaml
     """
     from workflow.audit import verify as check
 
-    verdict = check.verify(_plan(configfile), quick)
+    verdict = check.verify(_plan(configfile), quick, against)
     check.show(verdict)
     raise typer.Exit(verdict.findings.code)
+
+
+@app.command()
+def seal(
+    file: Annotated[Path | None, typer.Argument(help="[the config's name with .seal]")] = None,
+    configfile: ConfigFile = DEFAULT,
+    sign: Annotated[bool, typer.Option("--sign", help="with the SSH or GPG key that git signs with")] = False,
+) -> None:
+    """Write the sha256 of every record, data note, training log and journal to one small file that you commit.
+
+    Example: matrix seal --sign --configfile config/demo.yaml
+    """
+    from workflow.audit import seal as seals
+    from workflow.audit import signature
+    from workflow.audit import verify as check
+
+    matrix = _plan(configfile, may_be_provisional=False)
+    verdict = check.verify(matrix, quick=True)
+    if verdict.findings.code == 1:
+        check.show(verdict)
+        raise ConfigError("nothing was sealed: a seal would vouch for what is broken. Mend it first.")
+    taken = seals.take_seal(matrix)
+    target = file or seals.default_path(configfile)
+    seals.write_seal(target, taken)
+    records = sum(name.endswith("/record.json") for name in taken)
+    print(f"{target}: {records} of the plan's {len(matrix.nodes())} results, {len(taken)} files; commit it")
+    if sign:
+        print(f"{signature.sign(target)}: signed; commit it too")
 
 
 @app.command()

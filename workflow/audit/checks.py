@@ -13,7 +13,7 @@ from workflow.audit.inventory import Inventory, Result
 from workflow.audit.logs import names
 from workflow.data.lock import NONE, Lock, Pin
 from workflow.errors import UserError
-from workflow.files import ABSENT, flatten
+from workflow.files import ABSENT, flatten, is_regular
 from workflow.keys import DATA_ID, digest
 from workflow.matrix import STAGES
 from workflow.store import DATA, METRICS, data_path, read_jsonl, record_path
@@ -40,7 +40,9 @@ def check_hashes(inventory: Inventory, hashes: dict[str, Known], findings: Findi
 
 
 def check_links(inventory: Inventory, findings: Findings) -> None:
-    """Every parent is there and is the one that was read."""
+    """Every parent is there and is the one that was read. What is wrong with a parent is one finding, with a count."""
+    replaced: dict[tuple[str, str, str], list[str]] = {}
+    absent: dict[str, list[str]] = {}
     for path, result in inventory.results.items():
         record = result.record
         keys = Counter(i.key for role, i in record.inputs.items() if role != "data")
@@ -55,16 +57,25 @@ def check_links(inventory: Inventory, findings: Findings) -> None:
             there = record_path(*Path(link.path).parts[-4:-1])
             parent = inventory.results.get(there)
             if parent is None:
-                gone = "cannot be read" if there in inventory.unreadable else "is not here"
-                findings.unverifiable(path, f"its parent {there} {gone}, so what it was made from cannot be checked")
+                absent.setdefault(there, []).append(path)
             elif parent.record.key != link.key:
                 findings.broken(path, f"its parent {link.path} has the key {parent.record.key}, not {link.key}")
             elif parent.record.digest != link.digest:
-                findings.broken(
-                    path,
-                    f"was made from {link.path} of digest {link.digest[:12]}; that parent was replaced, its digest is "
-                    f"{parent.record.digest[:12]} now. Run `snakemake all`: it is restored or made again",
-                )
+                replaced.setdefault((there, link.digest, parent.record.digest), []).append(path)
+    for there, children in absent.items():
+        gone = "cannot be read" if there in inventory.unreadable else "is not here"
+        what = f"its parent {there} {gone}, so what it was made from cannot be checked"
+        findings.unverifiable(children[0], what + _and_more(children))
+    for (there, read, now), children in replaced.items():
+        findings.broken(
+            there,
+            f"was replaced: {children[0]}{_and_more(children)} was made from its digest {read[:12]}, which is "
+            f"{now[:12]} now. Run `snakemake all`: what follows is restored or made again",
+        )
+
+
+def _and_more(results: list[str]) -> str:
+    return f" (and {len(results) - 1} more results)" if results[1:] else ""
 
 
 def _check_data_link(result: Result, findings: Findings) -> None:
@@ -212,24 +223,32 @@ def check_data(inventory: Inventory, pins: Lock, hashes: dict[str, Known], findi
         if name.startswith("."):
             continue
         if not DATA_ID.fullmatch(data_id) or suffix not in ("jsonl", "json"):
-            findings.broken(path, "an extra file: it is not named by an id of data")
+            findings.broken(path, "an extra file: it is not named by an id of data. Remove it")
+        elif not is_regular(path):
+            findings.broken(path, "is a link or a folder. Put what it points to in its place")
         elif suffix == "jsonl":
             _check_data_file(path, data_id, hashes[path], locked.get(data_id), findings)
+    others: dict[tuple[str, bool], list[str]] = {}
     for result in inventory.results.values():
         link = result.record.inputs.get("data")
-        if link is None:
-            continue
-        path = data_path(link.key)
-        if path not in hashes:
-            findings.unverifiable(result.path, f"its data file {path} is not here. Run `snakemake {path}`")
-        elif hashes[path].sha256 != link.digest:
-            findings.broken(result.path, f"was made from other bytes of {path} than lie there now")
+        if link is not None and (
+            data_path(link.key) not in hashes or hashes[data_path(link.key)].sha256 != link.digest
+        ):
+            path = data_path(link.key)
+            others.setdefault((path, path in hashes), []).append(result.path)
+    for (path, is_there), results in others.items():
+        if is_there:
+            findings.broken(path, f"has other bytes than {results[0]} was made from{_and_more(results)}")
+        else:
+            what = f"its data file {path} is not here{_and_more(results)}. Run `snakemake {path}`"
+            findings.unverifiable(results[0], what)
 
 
 def _check_data_file(path: str, data_id: str, found: Known, pin: Pin | None, findings: Findings) -> None:
     by_md5 = not data_id.startswith("rev-")
-    if by_md5 and found.md5 != data_id:
-        findings.broken(path, f"its md5 is {found.md5}, not that of its name")
+    if by_md5 and found.md5 != data_id:  # what its note and the lock say of other bytes is beside the point
+        findings.broken(path, f"its md5 is {found.md5}, not that of its name. Remove it and run `snakemake {path}`")
+        return
     notes = Path(path).with_suffix(".json")
     try:
         note = json.loads(notes.read_bytes())

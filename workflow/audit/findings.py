@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from workflow.errors import printable
+
 Level = Literal["broken", "unverifiable"]
 
 
@@ -15,7 +17,7 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.level}: {self.path}: {self.what}"
+        return printable(f"{self.level}: {self.path}: {self.what}").replace("\n", "\\n")
 
 
 @dataclass

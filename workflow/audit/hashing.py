@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from workflow.files import write_atomic
 from workflow.keys import hash_file
 
 CACHE = "results/.verify.json"
@@ -17,6 +18,7 @@ class Stamp(NamedTuple):
 
     size: int
     mtime_ns: int
+    ctime_ns: int  # no program can set it, so a file that was edited and given its old mtime back has another
     inode: int
 
 
@@ -29,8 +31,8 @@ class Known(NamedTuple):
 
 
 def stamp(path: str | Path) -> Stamp:
-    found = os.stat(path)
-    return Stamp(found.st_size, found.st_mtime_ns, found.st_ino)
+    found = os.lstat(path)
+    return Stamp(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def cores() -> int:
@@ -70,16 +72,12 @@ def read_cache(path: str = CACHE) -> dict[str, Known]:
     """What the last full check found; nothing if there was none or its file cannot be read."""
     try:
         raw: dict[str, list[Any]] = json.loads(Path(path).read_bytes())["files"]
-        return {name: Known(Stamp(*entry[:3]), *entry[3:]) for name, entry in raw.items()}
+        return {name: Known(Stamp(*entry[:4]), *entry[4:]) for name, entry in raw.items()}
     except (OSError, ValueError, KeyError, TypeError, IndexError):
         return {}  # then everything is read, which is never wrong
 
 
 def write_cache(found: dict[str, Known], path: str = CACHE) -> None:
-    """By rename. Hashes are those of the bytes that were read, right or wrong."""
-    part = f"{path}.{os.getpid()}.part"
-    try:
-        Path(part).write_text(json.dumps({"files": {name: [*k.stamp, *k[1:]] for name, k in found.items()}}))
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)  # there is something left only if the disk failed
+    """Keep the hashes of files that are what they ought to be."""
+    files = {name: [*known.stamp, *known[1:]] for name, known in found.items()}
+    write_atomic(path, json.dumps({"files": files}), sync=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workflow.audit.findings import Findings
 from workflow.audit.logs import names
-from workflow.files import changes, short
+from workflow.files import changes, is_regular, short
 from workflow.keys import KEY
 from workflow.store import (
     RECORD,
@@ -16,6 +16,7 @@ from workflow.store import (
     SUPERSEDED,
     Record,
     StoreError,
+    list_files,
     list_stages,
     read_record,
     workspaces,
@@ -55,27 +56,32 @@ class Inventory:
     unreadable: set[str] = field(default_factory=set)
 
 
+def is_folder(path: str) -> bool:
+    """Whether a folder of its own lies there; below results/, which may be a link itself, nothing is linked."""
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
 def take(findings: Findings) -> Inventory:
     """Walk results/<stage>/<cell>/<key>/."""
     found = Inventory()
     for stage in list_stages():
         top = f"{RESULTS}/{stage}"
-        if not os.path.isdir(top):
-            findings.broken(top, "an extra file: no record names it")
+        if not is_folder(top):
+            findings.broken(top, "an extra file, or a link: no record names it. Remove it")
             continue
         for cell in names(top):
             place = f"{top}/{cell}"
             if stage == "report" and os.path.islink(place):
                 continue  # latest.html
-            if not os.path.isdir(place):
-                findings.broken(place, "an extra file: no record names it")
+            if not is_folder(place):
+                findings.broken(place, "an extra file, or a link: no record names it. Remove it")
                 continue
             for key in names(place):
                 folder = f"{place}/{key}"
-                if KEY.fullmatch(key) and os.path.isdir(folder):
+                if KEY.fullmatch(key) and is_folder(folder):
                     _take_result(folder, found, findings)
                 else:
-                    findings.broken(folder, "an extra file: no record names it")
+                    findings.broken(folder, "an extra file, or a link: no record names it. Remove it")
     return found
 
 
@@ -85,7 +91,11 @@ def _take_result(folder: str, found: Inventory, findings: Findings) -> None:
         is_temporary = name.startswith(".") and name.endswith((".tmp", ".part", ".lock"))
         is_known = name in (RECORD, "out", *_WORK_FILES) or name.startswith((SUPERSEDED, REDONE))
         if not is_known and not is_temporary:
-            findings.broken(f"{folder}/{name}", "an extra file: no record names it")
+            findings.broken(f"{folder}/{name}", "an extra file, or a link: no record names it. Remove it")
+        elif os.path.islink(f"{folder}/{name}"):
+            findings.broken(f"{folder}/{name}", "is a link. Put what it points to in its place")
+            if name in (RECORD, "out"):
+                return
     path = f"{folder}/record.json"
     if "record.json" not in entries:
         if any(owner is None or owner.is_alive() is not False for _, owner in workspaces(folder)):
@@ -126,18 +136,15 @@ def _check_copy(result: Result, findings: Findings) -> None:
 def _list_files(result: Result, findings: Findings) -> None:
     """Names in out/ against names in the record; their bytes are hashed later, all at once."""
     expected = {o.path: o for o in result.record.outputs}
-    there: dict[str, str] = {}
-    for folder, _, files in os.walk(result.out):
-        for name in files:
-            path = os.path.join(folder, name)
-            there[os.path.relpath(path, result.out)] = path
-    there.pop(RECORD, None)
-    for name in sorted(there.keys() - expected.keys()):
-        findings.broken(there[name], "an extra file: its record does not name it")
+    there = set(list_files(Path(result.out))) - {RECORD}
+    for name in sorted(there - expected.keys()):
+        findings.broken(f"{result.out}/{name}", "an extra file: its record does not name it. Remove it")
     for name, output in expected.items():
         path = f"{result.out}/{name}"
-        if name not in there or not os.path.exists(path):
+        if not os.path.lexists(path):
             findings.broken(path, "is missing")
+        elif name not in there or not is_regular(path):
+            findings.broken(path, "is a link or a folder, not a file of its own")
         elif (size := os.path.getsize(path)) != output.bytes:
             findings.broken(path, f"has {size} bytes, its record says {output.bytes}: truncated, or replaced")
         else:
