@@ -158,7 +158,7 @@ def out(node: Node, name: str) -> Path:
 
 
 def edit_record(path: str | Path, edit: Callable[[dict[str, Any]], Any]) -> None:
-    """Edit a record (or its twin) as a person would."""
+    """Edit a record (or its copy) as a person would."""
     path = Path(path)
     path.chmod(0o644)
     raw = json.loads(path.read_text())

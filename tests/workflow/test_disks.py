@@ -73,7 +73,7 @@ def test_a_full_disk_is_one_clear_error_and_with_room_the_same_command_goes_on(
     command = records(finished)[path]["provenance"]["command"]
     beside = [p for p in (finished / path).parent.rglob("*") if p.is_file() and p != finished / path]
     whole, record = pages(*beside), pages(finished / path)
-    # the first file, the record's twin, the record itself; a training looks for room before its first step
+    # the first file, the record's copy, the record itself; a training looks for room before its first step
     rooms = [4] if stage in STAGES[:5] else [4, whole - 1, whole + record - 1]
     set_aside(root, path)
     folder = (root / path).parent

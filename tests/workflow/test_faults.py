@@ -117,7 +117,7 @@ def test_a_clock_that_is_off_by_a_day_plans_and_breaks_nothing(copy_of_finished)
             for name in ("start", "end"):
                 when = datetime.fromisoformat(said["provenance"][name]) + timedelta(days=shift)
                 said["provenance"][name] = when.isoformat(timespec="seconds")
-            for path in (record, record.parent / "out/record.json"):  # the twin has to say the same
+            for path in (record, record.parent / "out/record.json"):  # the copy has to say the same
                 path.chmod(0o644)
                 path.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
         now = time.time()

@@ -116,15 +116,15 @@ def _take_result(folder: str, found: Inventory, findings: Findings) -> None:
 
 
 def _check_copy(result: Result, findings: Findings) -> None:
-    twin = Path(result.out, RECORD)
+    copy = Path(result.out, RECORD)
     try:
-        same = twin.read_bytes() == Path(result.path).read_bytes()
-        theirs = {} if same else json.loads(twin.read_bytes())
+        same = copy.read_bytes() == Path(result.path).read_bytes()
+        theirs = {} if same else json.loads(copy.read_bytes())
     except FileNotFoundError:
-        findings.broken(twin, "the record's copy is missing")
+        findings.broken(copy, "the record's copy is missing")
         return
     except ValueError:
-        findings.broken(twin, "the record's copy is not JSON")
+        findings.broken(copy, "the record's copy is not JSON")
         return
     if not same:
         ours = json.loads(Path(result.path).read_bytes())
