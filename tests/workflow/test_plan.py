@@ -1,6 +1,7 @@
 """What a dry run says must be what would be computed, and nothing else."""
 
 import fcntl
+import json
 import os
 import random
 import shutil
@@ -348,3 +349,9 @@ def test_a_changed_word_in_a_builder_is_noticed_by_status_and_lock(checkout):
     assert said.returncode == 1
     assert "its builder's code changed and builds other bytes" in said.stderr
     assert "Bump BUILDERS['world'] in workflow/data/lock.py" in said.stderr
+
+
+def test_the_committed_lock_is_of_the_present_builders(checkout):
+    """After a change of what builds data: `matrix lock` for demo and real, and commit what it wrote."""
+    said = run("workflow", "status", "--configfile", "config/demo.yaml", "--json", cwd=checkout)
+    assert json.loads(said.stdout)["data_of_other_code"] == []
