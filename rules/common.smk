@@ -21,6 +21,7 @@ MATRIX = PLAN.matrix
 onstart:
     PLAN.refuse_provisional(dict(job.wildcards_dict) for job in workflow.dag.needrun_jobs())
     PLAN.claim()
+    PLAN.write_plan()
     PLAN.write_siblings()
     if slurm := sys.modules.get("snakemake_executor_plugin_slurm"):
         slurm_patch.install(slurm)

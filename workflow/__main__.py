@@ -252,14 +252,21 @@ def gc(
     Example: matrix gc --yes
     """
     from workflow.audit import garbage
+    from workflow.plan import claim
 
-    heap = garbage.collect(_plan(configfile, may_be_provisional=False), alone)
-    garbage.show(heap)
-    if yes:
-        garbage.remove(heap)
-        print("removed")
-    elif heap.waste:
-        print("nothing was removed; say --yes")
+    matrix = _plan(configfile, may_be_provisional=False)
+    held = claim() if yes else None  # nothing goes that another Snakemake is about to read or write
+    try:
+        heap = garbage.collect(matrix, alone)
+        garbage.show(heap)
+        if yes:
+            garbage.remove(heap)
+            print("removed")
+        elif heap.waste:
+            print("nothing was removed; say --yes")
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 @app.command()

@@ -4,8 +4,10 @@ import os
 import secrets
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,6 +133,73 @@ def _start(pid: int) -> int | None:
     try:
         return int(psutil.Process(pid).create_time())
     except psutil.NoSuchProcess:
+        return None
+
+
+# --- heartbeats -----------------------------------------------------------------------------------------------------
+
+BEAT_S = 30.0
+_SILENT_S = 10 * BEAT_S  # a job may be held up by its disk, or by a call that lets no thread run
+
+
+@contextmanager
+def heartbeat(path: Path) -> Iterator[None]:
+    """Touch a file every 30 s, from a thread that ends with the process; the file is gone afterwards."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o664))
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(BEAT_S):
+            with suppress(OSError):  # a disk that is away for a while; the job's own writes say so
+                os.utime(path, follow_symlinks=False)  # without a time: the file system's clock
+
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+        path.unlink(missing_ok=True)
+
+
+def is_beating(path: Path) -> bool | None:
+    """Whether a heartbeat was touched of late, by the clock of the file system that it lies on.
+
+    Returns:
+        None if there is none, if it is from the future, or if the file system does not tell its time.
+    """
+    if not is_regular(path) or (now := file_system_time(path.parent)) is None:
+        return None
+    age = now - os.lstat(path).st_mtime
+    return None if age < -BEAT_S else age < _SILENT_S
+
+
+def still_silent(paths: Collection[Path]) -> set[Path]:
+    """Those of some heartbeats that are not touched while this call watches them, whatever any clock says."""
+    before = {path: _mtime(path) for path in paths}
+    if before:
+        time.sleep(3 * BEAT_S)
+    return {path for path, mtime in before.items() if mtime is not None and _mtime(path) == mtime}
+
+
+def file_system_time(folder: str | Path) -> float | None:
+    """What time it is for the file system of a folder; None if nothing can be written there.
+
+    The clock of this host may be another one.
+    """
+    probe = Path(folder, f".{secrets.token_hex(6)}.clock.part")
+    try:
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        mtime = os.lstat(probe).st_mtime
+        probe.unlink()
+    except OSError:
+        return None
+    return mtime
+
+
+def _mtime(path: Path) -> int | None:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError:
         return None
 
 

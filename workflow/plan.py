@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,15 +12,15 @@ from typing import Any
 from workflow.config import Config, sources
 from workflow.data.checks import require_gates, told_to_stages
 from workflow.data.lock import NONE, Lock, provisional, read_lock, unpinned
-from workflow.errors import UserError, describe_os_error
+from workflow.errors import UserError, describe_os_error, printable
 from workflow.files import Owner, write_atomic
 from workflow.gpus import needed
-from workflow.keys import canonical_json
+from workflow.keys import canonical_json, hash_bytes
 from workflow.links import Links, read_links
 from workflow.matrix import Matrix, Node
 from workflow.sections import TrainPlacement
 from workflow.stage import ALLOCATOR, SECRETS
-from workflow.store import RESULTS, data_path
+from workflow.store import PLANS, RESULTS, data_path
 
 # Every job inherits these.
 ENVIRONMENT = {**ALLOCATOR, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -78,7 +79,7 @@ class Plan:
         return read_links(self.matrix.nodes())
 
     def siblings_path(self, stage: str) -> str:
-        return f"{RESULTS}/.plan/{self.config.name}.{stage}.jsonl"
+        return f"{PLANS}/{self.config.name}.{stage}.jsonl"
 
     def siblings_option(self, stage: str) -> str:
         """The option by which a job learns what it may make along with its own result; none if it makes one."""
@@ -90,8 +91,17 @@ class Plan:
         for stage in type(self.config.placement).model_fields:
             if self.siblings_option(stage):
                 nodes = [n for n in self.matrix.nodes(stage) if n in self.links.planned]
-                os.makedirs(f"{RESULTS}/.plan", exist_ok=True)
+                _make_plans_folder()
                 write_atomic(self.siblings_path(stage), "".join(f"{_sibling(node)}\n" for node in nodes), sync=False)
+
+    def write_plan(self) -> None:
+        """Leave in the results what this plan consists of, so that `gc` in another checkout removes nothing of it."""
+        config = os.path.realpath(self.matrix.configfile)
+        data = sorted({node.recipe.data for node in self.matrix.nodes()})
+        text = json.dumps({"config": config, "records": self.matrix.records(), "data": data}) + "\n"
+        with suppress(OSError):  # a full disk; what the jobs say of it is clearer
+            _make_plans_folder()
+            write_atomic(f"{PLANS}/{self.config.name}.{hash_bytes(config.encode())[:12]}.json", text, sync=False)
 
     def _check_results(self) -> None:
         """Read-only results can be looked at; if something is missing, Snakemake would say it in misleading words."""
@@ -106,34 +116,9 @@ class Plan:
                 f"{', ...' if missing[1:] else ''}. Make it writable and run again."
             )
 
-    def claim(self, path: str = f"{RESULTS}/.claim") -> None:
-        """Hold the results while this process lives: a second Snakemake would take away records that this one needs.
-
-        Unlike Snakemake's own lock it is the kernel's, so it ends with the process, after kill -9 too, and the same
-        command goes on. It lies in the results, since two checkouts may share them over a link. A disk without such
-        locks is used without.
-        """
-        import fcntl
-
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            descriptor = os.open(path, flags, 0o664)
-        except OSError as error:
-            message = describe_os_error(error, path) or f"{path}: {error.strerror}. Make it writable and run again."
-            sys.exit(f"error: {message}")
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode(errors="replace").strip()
-            sys.exit(f"error: another Snakemake works on these results ({holder}). Wait for it or stop it.")
-        except OSError:
-            return
-        try:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {Owner.current().host}\n".encode())
-        except OSError:
-            return  # a full disk; what the jobs say of it is clearer
+    def claim(self) -> None:
+        """Hold the results while this process lives: a second Snakemake would take away records that this one needs."""
+        claim()
 
     def placement(self, stage: str) -> str:
         placed = getattr(self.config.placement, stage)
@@ -180,6 +165,45 @@ class Plan:
         """Data files that a data set is built from, in the order of its definition."""
         entry = self.config.data_entry(self.matrix.entry(data_id))
         return [data_path(self.matrix.data_id(name)) for name in sources(entry)]
+
+
+def _make_plans_folder() -> None:
+    if os.path.islink(PLANS):
+        sys.exit(f"error: {PLANS}: a link; nothing is written by way of it. Remove it and run again.")
+    os.makedirs(PLANS, exist_ok=True)
+
+
+def claim(path: str = f"{RESULTS}/.claim") -> int | None:
+    """Hold the results while this process lives; ends the process if another one holds them.
+
+    Unlike Snakemake's own lock it is the kernel's, so it ends with the process, after kill -9 too, and the same
+    command goes on. It lies in the results, since two checkouts may share them over a link. A disk without such
+    locks is used without.
+
+    Returns:
+        The descriptor that holds them until it is closed; None without locks.
+    """
+    import fcntl
+
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        descriptor = os.open(path, flags, 0o664)
+    except OSError as error:
+        message = describe_os_error(error, path) or f"{path}: {error.strerror}. Make it writable and run again."
+        sys.exit(f"error: {message}")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip()
+        sys.exit(f"error: another Snakemake works on these results ({printable(holder)}). Wait for it or stop it.")
+    except OSError:
+        os.close(descriptor)
+        return None
+    with suppress(OSError):  # a full disk; what the jobs say of it is clearer
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {Owner.current().host}\n".encode())
+    return descriptor
 
 
 def describe_unpinned(names: tuple[str, ...], configfile: str) -> str:

@@ -23,12 +23,13 @@ import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from workflow.errors import UserError
-from workflow.files import Owner, is_regular, sync_file, write_atomic
+from workflow.files import Owner, heartbeat, is_beating, is_regular, sync_file, write_atomic
 from workflow.keys import Recipe, canonical_json, content_digest, hash_file, result_digest
 
 SCHEMA = 2
 RESULTS = "results"
 DATA = "results/data"
+PLANS = "results/.plan"  # what runs from every checkout planned, for `gc`; and siblings of jobs
 RECORD = "record.json"
 METRICS = "metrics.json"
 EXAMPLES = "examples.json"
@@ -310,15 +311,20 @@ def describe_outputs(folder: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def workspace(folder: Path) -> Iterator[Path]:
-    """A folder that is this job's alone, inside the result's folder; gone afterwards unless it was published."""
+    """A folder that is this job's alone, inside the result's folder; gone afterwards unless it was published.
+
+    While it is there, a heartbeat beside it tells other hosts and containers that its job runs.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for other, owner in workspaces(folder):
         if owner is not None and owner.is_alive() is False:
             shutil.rmtree(other, ignore_errors=True)
+            heartbeat_path(other).unlink(missing_ok=True)
     temp = folder / f".{secrets.token_hex(4)}.{Owner.current()}.tmp"
     temp.mkdir()
     try:
-        yield temp
+        with heartbeat(heartbeat_path(temp)):
+            yield temp
     finally:
         if temp.exists():
             shutil.rmtree(temp)
@@ -332,6 +338,21 @@ def workspaces(folder: str | Path) -> list[tuple[Path, Owner | None]]:
         return []
     names = [n for n in names if n.startswith(".") and n.endswith(".tmp")]
     return [(Path(folder, n), Owner.parse(n[1 : -len(".tmp")].partition(".")[2])) for n in names]
+
+
+def heartbeat_path(temp: Path) -> Path:
+    """Where the job of a workspace leaves its heartbeat."""
+    return temp.with_name(temp.name.removesuffix(".tmp") + ".beat")
+
+
+def is_at_work(temp: Path, owner: Owner | None) -> bool | None:
+    """Whether the job of a workspace runs: by its process here, by its heartbeat on other hosts and in containers.
+
+    Returns:
+        None where it cannot be told.
+    """
+    alive = owner.is_alive() if owner else None
+    return is_beating(heartbeat_path(temp)) if alive is None else alive
 
 
 def publish(temp: Path, record: Record) -> Path:

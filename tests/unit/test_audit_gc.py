@@ -3,19 +3,23 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.unit._results import CONFIG, build, change, command, enter, find, finish, publish
+from tests.unit._results import CONFIG, ROOT, build, change, command, enter, find, finish, publish
 from workflow.__main__ import app
 from workflow.audit import garbage
 from workflow.audit.adopt import ADOPTED, FOUND
 from workflow.audit.status import survey
 from workflow.files import Owner
-from workflow.store import list_files, read_record, restore, set_aside
+from workflow.plan import Plan
+from workflow.store import heartbeat_path, list_files, read_record, restore, set_aside
 
 CELL = "evil_wrong.p42.e42"
 
@@ -131,6 +135,128 @@ def test_links_are_not_followed(matrix, tmp_path_factory):
     assert listed(command("gc", "--yes")) == [str(waste)]
     assert (outside / "precious").exists()
     assert not waste.exists()
+
+
+@pytest.mark.parametrize("level", ["stage", "cell", "key", "data"])
+def test_what_lies_behind_a_link_is_not_touched_at_any_level(matrix, tmp_path_factory, level):
+    outside = tmp_path_factory.mktemp("outside")
+    key = outside / "judge/cell.p1/00000000-000000000000"
+    key.mkdir(parents=True)
+    (key / "superseded.1").mkdir()
+    (key / ".0a.tmp.part").write_text("x")
+    (outside / ".half.part").write_text("x")
+    old_times(outside / ".half.part")
+    old_times(key / ".0a.tmp.part")
+    before = list_files(outside)
+    links = {"stage": "results/old_stage", "cell": "results/judge/cell.p1", "data": "results/data"}
+    targets = {"stage": outside / "judge", "cell": key.parent, "key": key, "data": outside}
+    link = Path(links.get(level, f"results/judge/{CELL}/{key.name}"))
+    if level == "data":
+        link.rename("moved")
+    link.symlink_to(targets[level])
+    said = command("gc", "--yes")
+    assert said.code == 0
+    assert link.is_symlink()
+    assert list_files(outside) == before
+    assert not [p for p in listed(said) if str(p).startswith(str(link))]
+
+
+def test_results_may_be_a_link_to_a_scratch_disk(matrix, tmp_path_factory):
+    scratch = tmp_path_factory.mktemp("scratch") / "results"
+    shutil.move("results", scratch)
+    Path("results").symlink_to(scratch)
+    waste = Path("results/judge", CELL, "00000000-000000000000")
+    waste.mkdir()
+    assert command("verify").code == 0
+    assert listed(command("gc", "--yes")) == [str(waste)]
+    assert not waste.exists()
+    assert command("verify").code == 0
+
+
+def run_plan(configfile):
+    """What a run leaves in the results before its first job."""
+    raw = yaml.safe_load(Path(configfile).read_text())
+    plan = Plan.of(raw, [configfile], is_main=False)
+    plan.write_plan()
+    return plan.matrix
+
+
+def test_two_clones_on_one_results_folder_keep_each_others_results(matrix, tmp_path_factory, monkeypatch):
+    clone = tmp_path_factory.mktemp("clone")
+    shutil.copytree("config", clone / "config")
+    (clone / "results").symlink_to(Path("results").resolve())
+    here = Path.cwd()
+    monkeypatch.chdir(clone)
+    change(lambda raw: raw["instruments"][0]["judge"].update(max_tokens=17))
+    theirs = run_plan(CONFIG)
+    finish(theirs)
+    monkeypatch.chdir(here)
+    said = command("gc", "--yes")
+    assert said.code == 0
+    assert listed(said) == []
+    assert f"planned by {clone}/config/config.yaml" in said.out
+    assert all(Path(n.record).exists() for n in theirs.nodes())
+    monkeypatch.chdir(clone)
+    run_plan(CONFIG)
+    assert listed(command("gc", "--yes")) != []  # nobody has run the first plan, so nothing names its results
+    monkeypatch.chdir(here)
+    assert len(listed(command("gc", "--alone"))) > 0
+
+
+def test_an_odd_plan_of_another_clone_stops_nothing(matrix):
+    plans = Path("results/.plan")
+    plans.mkdir()
+    for number, text in enumerate(("", "[]", "{}", '{"records": 1}', '{"records": [1], "data": [{}], "config": null}')):
+        (plans / f"{number}.json").write_text(text)
+    (plans / "link.json").symlink_to("/dev/zero")
+    assert command("gc").out == "0 to remove, 0.000 MB\n"
+
+
+def test_nothing_is_removed_while_another_run_holds_the_results(matrix):
+    code = "import sys; from workflow.plan import claim; claim(); print('held', flush=True); sys.stdin.read()"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command_line = [sys.executable, "-c", code]
+    run = subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    assert run.stdout.readline() == "held\n"
+    waste = Path("results/judge", CELL, "00000000-000000000000")
+    waste.mkdir()
+    assert command("gc").code == 0
+    assert command("gc", "--yes").code == 1
+    assert waste.exists()
+    run.communicate("")
+    assert command("gc", "--yes").code == 0
+    assert command("gc", "--yes").code == 0
+    assert not waste.exists()
+
+
+@pytest.mark.parametrize("field", ["host", "namespace"])
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_workspace_elsewhere_goes_when_its_heartbeat_stays_still(matrix, monkeypatch, field, moves):
+    other = Owner.current()._replace(**{field: "gpu07.example.org" if field == "host" else 1})
+    temp = Path("results/judge", CELL, "00000000-000000000000", f".0a.{other}.tmp")
+    temp.mkdir(parents=True)
+    beat = heartbeat_path(temp)
+    beat.touch()
+    old_times(beat)  # by a clock that is off, or because it stopped
+
+    def wait(seconds):
+        assert seconds > 30
+        if moves:
+            os.utime(beat, (60, 60))
+
+    monkeypatch.setattr(time, "sleep", wait)
+    command("gc", "--yes")
+    assert temp.exists() is moves
+
+
+def test_the_heartbeat_of_a_killed_job_goes_with_its_workspace(matrix):
+    folder = Path(find(matrix, "em_lora", CELL).record).parent
+    dead = folder / f".0a.{Owner.current()._replace(pid=999999999)}.tmp"
+    dead.mkdir()
+    heartbeat_path(dead).touch()
+    (folder / ".0b.other.beat").touch()
+    assert command("gc", "--yes").code == 0
+    assert sorted(os.listdir(folder)) == ["out", "record.json"]
 
 
 def another_config(edit):

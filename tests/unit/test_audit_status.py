@@ -14,7 +14,7 @@ from workflow.audit import status, status_view
 from workflow.audit.cost import Facts
 from workflow.audit.logs import log_path
 from workflow.files import Owner
-from workflow.store import read_record, read_summary
+from workflow.store import heartbeat_path, read_record, read_summary
 
 CELL = "evil_wrong.p42.e42"
 
@@ -169,7 +169,7 @@ def test_a_parent_of_other_bytes_outdates_its_children_and_theirs(matrix):
     assert "nothing is to be made" not in said.out
     verified = command("verify")
     assert verified.code == 1
-    assert "Run `snakemake all`: it is restored or made again" in verified.out
+    assert "Run `snakemake all`: what follows is restored or made again" in verified.out
 
 
 # --- equal work under another name ----------------------------------------------------------------------------------
@@ -332,3 +332,21 @@ def test_a_missing_config_is_an_error_of_one_line(matrix):
     assert said.code == 1
     assert len(said.err.splitlines()) == 1
     assert "config/none.yaml" in said.err
+
+
+@pytest.mark.parametrize(("age", "state"), [(0, "running"), (3600, "interrupted")])
+@pytest.mark.parametrize("field", ["host", "namespace"])
+def test_a_job_elsewhere_runs_as_long_as_its_heartbeat(matrix, field, age, state):
+    node = find(matrix, "judge", CELL)
+    folder = Path(node.record).parent
+    shutil.rmtree(folder)
+    other = Owner.current()._replace(**{field: "gpu07.example.org" if field == "host" else 1})
+    temp = folder / f".0a.{other}.tmp"
+    temp.mkdir(parents=True)
+    beat = heartbeat_path(temp)
+    beat.touch()
+    os.utime(beat, (beat.stat().st_mtime - age,) * 2)
+    log = Path(f"logs/judge/{CELL}/{node.key}.log")
+    log.parent.mkdir(parents=True)
+    log.write_text("asked 3 of 10\n")
+    assert status.survey(matrix).states[node].state == state

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from workflow import files
 from workflow.files import Owner, changes, flatten, locked, write_atomic
 
 
@@ -98,3 +99,64 @@ def test_flat_views_and_changes():
         "x": None,
     }
     assert [str(c) for c in changes({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})] == ["a.b: 1 -> 2", "c: (absent) -> 3"]
+
+
+# --- heartbeats -------------------------------------------------------------------------------------------------------
+
+
+def test_a_heartbeat_moves_while_its_process_lives_and_is_gone_afterwards(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BEAT_S", 0.02)
+    beat = tmp_path / "x.beat"
+    with files.heartbeat(beat):
+        os.utime(beat, (1, 1))
+        deadline = time.monotonic() + 20
+        while beat.stat().st_mtime == 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert files.is_beating(beat) is True
+        assert files.still_silent({beat}) == set()
+    assert not beat.exists()
+    assert files.is_beating(beat) is None
+
+
+def test_a_heartbeat_of_a_killed_process_stays_and_stops(tmp_path, monkeypatch):
+    beat = tmp_path / "x.beat"
+    code = (
+        "import sys, time; from pathlib import Path; from workflow import files\n"
+        f"with files.heartbeat(Path({str(beat)!r})):\n print('up', flush=True); time.sleep(60)"
+    )
+    job = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert job.stdout.readline() == "up\n"
+    job.kill()
+    job.wait()
+    assert beat.exists()
+    monkeypatch.setattr(files, "BEAT_S", 0.01)
+    assert files.still_silent({beat}) == {beat}
+    old = beat.stat().st_mtime - 3600
+    os.utime(beat, (old, old))
+    assert files.is_beating(beat) is False
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_heartbeat_is_read_by_the_file_systems_clock_not_by_this_hosts(tmp_path, monkeypatch, hours):
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + hours * 3600)
+    beat = tmp_path / "x.beat"
+    beat.touch()
+    assert files.is_beating(beat) is True
+
+
+def test_a_heartbeat_from_the_future_says_nothing(tmp_path):
+    beat = tmp_path / "x.beat"
+    beat.touch()
+    os.utime(beat, (time.time() + 3600,) * 2)
+    assert files.is_beating(beat) is None
+
+
+def test_a_heartbeat_is_written_over_no_link(tmp_path):
+    (tmp_path / "precious").write_text("keep")
+    (tmp_path / "x.beat").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError), files.heartbeat(tmp_path / "x.beat"):
+        pass
+    assert files.is_beating(tmp_path / "x.beat") is None
+    assert (tmp_path / "precious").read_text() == "keep"

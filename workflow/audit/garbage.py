@@ -7,7 +7,6 @@ result of another key that may be its own is held back.
 import os
 import shutil
 import stat
-import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +15,18 @@ from workflow.audit.logs import names
 from workflow.audit.status import survey
 from workflow.config import Config, ConfigError
 from workflow.data.lock import Lock, read_lock, used_names
+from workflow.errors import printable
+from workflow.files import file_system_time, is_beating, is_regular, still_silent
 from workflow.keys import KEY
 from workflow.matrix import Matrix
 from workflow.store import (
     DATA,
+    PLANS,
     REDONE,
     RESULTS,
     SUPERSEDED,
+    heartbeat_path,
+    is_at_work,
     list_stages,
     read_json,
     workspaces,
@@ -148,52 +152,105 @@ def collect(matrix: Matrix, alone: bool = False) -> Heap:
     plans, doubts = ([], []) if alone else other_plans(matrix, pins)
     keep = named([matrix, *plans], pins)
     heap = Heap()
+    folders = list(_result_folders(heap))
+    dead = _dead_workspaces(folders)
+    planned = {} if alone else other_checkouts(matrix)
     data: dict[str, frozenset[str]] = {}
     held: set[str] = set()
-    for folder in _result_folders():
+    for folder in folders:
         rests_on = _rests_on(f"{folder}/record.json", data)
         doubt = next((d for d in doubts if d.may_own(rests_on)), None)
         if folder in keep.results:
-            heap.waste += _inside(folder, heap)
-        elif at_work := [o for _, o in workspaces(folder) if o is None or o.is_alive() is not False]:
+            heap.waste += _inside(folder, heap, dead)
+        elif at_work := [o for temp, o in workspaces(folder) if temp not in dead]:
             heap.held.append(f"{folder}: a job may be at work there ({at_work[0].host if at_work[0] else 'unknown'})")
+            held |= rests_on
+        elif folder in planned:
+            heap.held.append(f"{folder}: {planned[folder]}")
+            held |= rests_on
         elif doubt is not None:
             heap.held.append(f"{folder}: {doubt}")
             held |= rests_on
         else:
             heap.waste.append(_waste(folder, "no plan names this key"))
-    heap.waste += _unnamed_data(keep.data | held)
+    heap.waste += _unnamed_data(keep.data | held | set(planned), heap)
     return heap
 
 
-def _result_folders() -> Iterator[str]:
+def other_checkouts(matrix: Matrix) -> dict[str, str]:
+    """Folders of results, and ids of data, that a run from another checkout or config planned, and by whom.
+
+    A run leaves its plan in results/.plan. Configs of this checkout that lie in config/ are planned anew instead.
+    """
+    planned: dict[str, str] = {}
+    here = {os.path.realpath(path) for path in (Path(matrix.configfile), *Path("config").glob("*.yaml"))}
+    for name in names(PLANS):
+        raw = read_json(f"{PLANS}/{name}") if name.endswith(".json") and is_regular(f"{PLANS}/{name}") else None
+        records, data, config = (raw or {}).get("records"), (raw or {}).get("data"), (raw or {}).get("config")
+        if not isinstance(records, list) or not isinstance(data, list) or config in here:
+            continue
+        why = printable(f"planned by {config}. Remove {PLANS}/{name} if that is gone, or say --alone")
+        planned |= dict.fromkeys((os.path.dirname(r) for r in records if isinstance(r, str)), why)
+        planned |= dict.fromkeys((d for d in data if isinstance(d, str)), why)
+    return planned
+
+
+def _dead_workspaces(folders: list[str]) -> set[Path]:
+    """Workspaces whose process is gone; of other hosts and containers those whose heartbeat stopped and stays so.
+
+    The latter are watched for a minute and a half: a clock that is off makes nobody dead.
+    """
+    every = [work for folder in folders for work in workspaces(folder)]
+    here = {temp for temp, owner in every if owner is not None and owner.is_alive() is False}
+    stopped = {heartbeat_path(t): t for t, _ in every if t not in here and is_beating(heartbeat_path(t)) is False}
+    elsewhere = {heartbeat_path(t) for t, o in every if o is None or o.is_alive() is None}
+    silent = still_silent(stopped.keys() & elsewhere)
+    return here | {stopped[beat] for beat in silent}
+
+
+def _result_folders(heap: Heap) -> Iterator[str]:
+    """Folders of results; what lies behind a link is somebody else's."""
     for stage in list_stages():
-        for cell in names(f"{RESULTS}/{stage}"):
-            place = f"{RESULTS}/{stage}/{cell}"
-            if not os.path.islink(place):
-                yield from (f"{place}/{key}" for key in names(place) if KEY.fullmatch(key))
+        for cell in _own_folders(f"{RESULTS}/{stage}", heap):
+            for folder in _own_folders(cell, heap):
+                if KEY.fullmatch(os.path.basename(folder)) and not os.path.islink(folder):
+                    yield folder
 
 
-def _inside(folder: str, heap: Heap) -> Iterator[Waste]:
+def _own_folders(place: str, heap: Heap) -> Iterator[str]:
+    if os.path.islink(place):
+        if not place.startswith(f"{RESULTS}/report/"):  # latest.html
+            heap.held.append(f"{place}: a link, which is not followed")
+        return
+    yield from (f"{place}/{name}" for name in names(place))
+
+
+def _inside(folder: str, heap: Heap, dead: Set[Path]) -> Iterator[Waste]:
     """Leftovers in a folder that stays."""
-    for workspace, owner in workspaces(folder):
-        alive = owner.is_alive() if owner else None
-        if alive is False:
+    there = workspaces(folder)
+    for workspace, owner in there:
+        if workspace in dead:
             yield _waste(str(workspace), "the workspace of a job that was killed")
-        elif alive is None:
+        elif is_at_work(workspace, owner) is not True:
             host = owner.host if owner else "an unknown host"
             heap.held.append(f"{workspace}: a workspace of {host}; remove it there if its job is dead")
+    beats = {heartbeat_path(workspace).name for workspace, _ in there if workspace not in dead}
     for name in names(folder):
         path = f"{folder}/{name}"
         if name.startswith((SUPERSEDED, REDONE)):
             yield _waste(path, "an older result of the same key")
         elif name.startswith(".") and name.endswith(".part") and _is_settled(path):
             yield _waste(path, "a half-written file")
+        elif name.startswith(".") and name.endswith(".beat") and name not in beats:
+            yield _waste(path, "the heartbeat of a job that was killed")
         elif name == "checkpoint" and os.path.isfile(f"{folder}/record.json") and _is_settled(path):
             yield _waste(path, "checkpoints of a training that is done")
 
 
-def _unnamed_data(kept: Set[str]) -> Iterator[Waste]:
+def _unnamed_data(kept: Set[str], heap: Heap) -> Iterator[Waste]:
+    if os.path.islink(DATA):
+        heap.held.append(f"{DATA}: a link, which is not followed")
+        return
     for name in names(DATA):
         path = f"{DATA}/{name}"
         if name.startswith("."):
@@ -204,7 +261,9 @@ def _unnamed_data(kept: Set[str]) -> Iterator[Waste]:
 
 
 def _is_settled(path: str) -> bool:
-    return time.time() - os.lstat(path).st_mtime > _SETTLED_S
+    """Whether a file is older than any write takes, by the file system's own clock."""
+    now = file_system_time(os.path.dirname(path))
+    return now is not None and now - os.lstat(path).st_mtime > _SETTLED_S
 
 
 def _waste(path: str, why: str) -> Waste:
@@ -237,9 +296,9 @@ def remove(heap: Heap) -> None:
 
 def show(heap: Heap) -> None:
     for waste in heap.waste:
-        print(f"{waste.bytes / 1e6:10.3f} MB  {waste.path}  ({waste.why})")
+        print(printable(f"{waste.bytes / 1e6:10.3f} MB  {waste.path}  ({waste.why})"))
     for held in heap.held[:_SHOWN]:
-        print(f"held back: {held}")
+        print(printable(f"held back: {held}"))
     if len(heap.held) > _SHOWN:
         print(f"held back: {len(heap.held) - _SHOWN} more")
     print(f"{len(heap.waste)} to remove, {heap.bytes / 1e6:.3f} MB")

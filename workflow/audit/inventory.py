@@ -16,6 +16,7 @@ from workflow.store import (
     SUPERSEDED,
     Record,
     StoreError,
+    is_at_work,
     list_files,
     list_stages,
     read_record,
@@ -88,7 +89,7 @@ def take(findings: Findings) -> Inventory:
 def _take_result(folder: str, found: Inventory, findings: Findings) -> None:
     entries = names(folder)
     for name in entries:
-        is_temporary = name.startswith(".") and name.endswith((".tmp", ".part", ".lock"))
+        is_temporary = name.startswith(".") and name.endswith((".tmp", ".beat", ".part", ".lock"))
         is_known = name in (RECORD, "out", *_WORK_FILES) or name.startswith((SUPERSEDED, REDONE))
         if not is_known and not is_temporary:
             findings.broken(f"{folder}/{name}", "an extra file, or a link: no record names it. Remove it")
@@ -98,7 +99,7 @@ def _take_result(folder: str, found: Inventory, findings: Findings) -> None:
                 return
     path = f"{folder}/record.json"
     if "record.json" not in entries:
-        if any(owner is None or owner.is_alive() is not False for _, owner in workspaces(folder)):
+        if any(is_at_work(*work) is not False for work in workspaces(folder)):
             findings.remark(f"{folder}: a job is at work there, or was on another host")
         elif "out" in entries:
             findings.broken(path, "is missing, though out/ is there. Run `snakemake` on it: a whole result is restored")

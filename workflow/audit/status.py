@@ -17,7 +17,17 @@ from workflow.matrix import STAGES, Matrix, Node, StaleKeyError
 from workflow.provenance import code_digest
 from workflow.retractions import read_retractions, retracted
 from workflow.reuse import find_source, fits
-from workflow.store import RECORD, RESULTS, Summary, node_dir, out_dir, read_summary, record_path, workspaces
+from workflow.store import (
+    RECORD,
+    RESULTS,
+    Summary,
+    is_at_work,
+    node_dir,
+    out_dir,
+    read_summary,
+    record_path,
+    workspaces,
+)
 
 State = Literal[
     "done",
@@ -195,10 +205,10 @@ def _unfinished(
 
 
 def is_running(stage: str, label: str, key: str) -> bool:
-    """Whether a job is at work there, as far as this host can tell; on another host, what its log's clock says."""
-    for _, owner in workspaces(node_dir(stage, label, key)):
-        alive = owner.is_alive() if owner else None
-        if alive or (alive is None and os.path.exists(log_path(stage, label, key))):
+    """Whether a job is at work there: by its process, or its heartbeat; where neither can be seen, it has a log."""
+    for temp, owner in workspaces(node_dir(stage, label, key)):
+        at_work = is_at_work(temp, owner)
+        if at_work or (at_work is None and os.path.exists(log_path(stage, label, key))):
             return True
     return False
 
