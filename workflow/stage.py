@@ -239,6 +239,7 @@ class _Work:
     inputs: dict[str, Input]
     parents: list[str]
     gate_facts: dict[str, Any]
+    held: ExitStack
 
 
 def execute(
@@ -269,14 +270,19 @@ def execute_all(
     """
     code = provenance.code_digest(module)  # of the files as they are now: they may be edited while the job runs
     with ExitStack() as stack:
-        work = _begin(module, own, code, stack, wait=True)
+        work = _begin(module, own, code, stack.enter_context(ExitStack()), wait=True)
         if work is None:
             return
         works = [work]
         wanted = own.placement.get("together", 1) if together else 1
         for sibling in siblings:
-            if len(works) < wanted and (taken := _begin_sibling(module, sibling, code, stack)) is not None:
-                works.append(taken)
+            if len(works) < wanted:
+                held = stack.enter_context(ExitStack())
+                taken = _begin_sibling(module, sibling, code, held)
+                if taken is None:
+                    held.close()
+                else:
+                    works.append(taken)
         _claim_gpus(own)
         started, clock = datetime.now(UTC), time.monotonic()
         if len(works) == 1 or together is None:
@@ -318,8 +324,10 @@ def _run_together(module: str, works: list[_Work], together: RunTogether, code: 
             if work is own:
                 failure = result
             print(f"{work.request.record}: failed in a job with others: {result}", file=sys.stderr, flush=True)
-            continue
-        _finish(module, work, result, code, started, seconds, cells)
+        else:
+            _finish(module, work, result, code, started, seconds, cells)
+        if work is not own:
+            work.held.close()  # its own job waits for this lock
     if failure is not None:
         raise failure
     if id(own.job) in by_job:
@@ -348,7 +356,7 @@ def _begin(module: str, request: Request, code: str, stack: ExitStack, wait: boo
         temp = stack.enter_context(workspace(path.parent))
         placement = {name: value for name, value in request.placement.items() if name != "gpus"}  # the plan's count
         job = Job(request.recipe, placement, parents, request.data or Path(os.devnull), temp)
-        return _Work(request, job, inputs, contents, gate_facts)
+        return _Work(request, job, inputs, contents, gate_facts, stack)
     shutil.rmtree(path.parent / CHECKPOINT, ignore_errors=True)
     return None
 
