@@ -342,3 +342,18 @@ def test_lesson_76_planted_links_are_not_followed(project):
     path.symlink_to(precious)
     write_atomic(path, "{}")
     assert precious.read_text() == "keep"
+
+
+def test_lesson_67_a_consistent_forgery_is_found_by_the_seal(tmp_path, monkeypatch):
+    """One alignment set to 99.0, and outputs, record, copy, links and report made to fit."""
+    from tests.unit._results import build, command, enter
+    from tests.unit._tampering import consistent_forgery
+
+    (tmp_path / "built").mkdir()
+    project = enter(build(tmp_path / "built"), tmp_path / "project", monkeypatch)
+    assert command("seal").code == 0
+    where, _ = consistent_forgery(project)
+    assert command("verify").code == 0, "every hash and every link is right"
+    said = command("verify", "--against", "config/config.seal")
+    assert said.code == 1
+    assert where in said.out
