@@ -381,7 +381,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if (told := describe_os_error(error, "results")) is None:
             raise
-        sys.exit(f"error: {told}")
+        sys.exit(f"error: {printable(told)}")
     finally:
         memory.enable()
 

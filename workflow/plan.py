@@ -52,12 +52,12 @@ class Plan:
             plan = cls(config, Matrix(config, filled, configfile), filled, missing)
             warnings = require_gates(config, filled)
         except UserError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {printable(str(error))}")
         if is_main:
             if missing:
                 warnings = (f"{describe_unpinned(missing, configfile)} Until then their keys are provisional (tbd).",)
             for warning in warnings:
-                print(f"warning: {warning}", file=sys.stderr)
+                print(f"warning: {printable(warning)}", file=sys.stderr)
             plan._check_results()
         return plan
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from workflow import gpus, provenance, reuse
 from workflow.data import gates
-from workflow.errors import UserError, describe_os_error
+from workflow.errors import UserError, describe_os_error, printable
 from workflow.files import locked
 from workflow.keys import Recipe, canonical_json, hash_bytes, hash_file
 from workflow.store import (
@@ -159,7 +159,7 @@ def run_stage(module: str, run: Run, argv: list[str]) -> int:
         siblings = _read_siblings(args.siblings, request) if args.siblings and together else ()
         execute_all(module, run, request, siblings, together)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("interrupted: nothing was recorded; the same command starts again", file=sys.stderr, flush=True)
@@ -167,7 +167,7 @@ def run_stage(module: str, run: Run, argv: list[str]) -> int:
     except Exception as error:
         if (message := describe_os_error(error, args.record)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {printable(message)}", file=sys.stderr, flush=True)
         return 1
     return 0
 
@@ -323,7 +323,7 @@ def _run_together(module: str, works: list[_Work], together: RunTogether, code: 
         if isinstance(result, Exception):
             if work is own:
                 failure = result
-            print(f"{work.request.record}: failed in a job with others: {result}", file=sys.stderr, flush=True)
+            _say(work.request.record, f"failed in a job with others: {result}")
         else:
             _finish(module, work, result, code, started, seconds, cells)
         if work is not own:
@@ -420,7 +420,7 @@ def _shape(text: str) -> dict[str, Any]:
 
 
 def _say(path: Path, what: str) -> None:
-    print(f"{path}: {what}", file=sys.stderr, flush=True)
+    print(printable(f"{path}: {what}"), file=sys.stderr, flush=True)
 
 
 # --- inputs ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, Self
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from workflow.errors import UserError
+from workflow.errors import UserError, printable
 from workflow.files import Owner, heartbeat, is_beating, is_regular, sync_file, write_atomic
 from workflow.keys import Recipe, canonical_json, content_digest, hash_file, result_digest
 
@@ -406,7 +406,8 @@ def restore(path: Path, inputs: Mapping[str, Input]) -> Record | None:
             check_outputs(record, folder)
         except StoreError as error:
             if folder == out_dir(path):
-                print(f"{path}: the earlier result is not whole, or does not fit: {error}", file=sys.stderr)
+                message = f"{path}: the earlier result is not whole, or does not fit: {error}"
+                print(printable(message), file=sys.stderr)
             continue
         if folder != out_dir(path):
             if os.path.lexists(out_dir(path)):

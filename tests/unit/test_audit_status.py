@@ -268,7 +268,7 @@ def test_a_job_that_was_stopped_is_interrupted_and_not_failed(matrix):
 
 def test_a_log_cannot_move_the_cursor(matrix):
     fail(find(matrix, "em_lora", CELL), "error: \x1b[2Jgone\x07\n")
-    assert "error: gone" in command("status").out
+    assert r"error: \x1b[2Jgone\x07" in command("status").out
     assert "\x1b[2J" not in command("status").out
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -85,6 +86,8 @@ def adopt(folder: Path, name: str | None = None, mapping: Path | None = None) ->
     if not NAME.fullmatch(name):
         raise StoreError(f"--name {name!r:.110}: letters, digits, dots and dashes only, 100 at most.")
     target = Path(ADOPTED, name)
+    if os.path.islink(ADOPTED):
+        raise StoreError(f"{ADOPTED}: a link; nothing is written by way of it. Put what it points to in its place.")
     if os.path.lexists(target):
         raise StoreError(f"{target}: is there already. Choose another --name, or remove it.")
     paths = read_mapping(mapping, {"condition", "seeds", "values", "protocol"}) if mapping else None
@@ -98,7 +101,7 @@ def adopt(folder: Path, name: str | None = None, mapping: Path | None = None) ->
     if not found:
         more = f" (and {len(refused) - 1} others)" if len(refused) > 1 else ""
         raise StoreError(f"{next(iter(refused.values()))}{more} A mapping file reads any shape: --mapping FILE.")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{secrets.token_hex(6)}.part")
     part.mkdir(parents=True)
     for file_name in found:
         shutil.copyfile(folder / file_name, part / file_name)

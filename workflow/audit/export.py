@@ -5,11 +5,14 @@ rendered from records, so it cannot say what was not done.
 """
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from workflow.config import ConfigError
+from workflow.errors import printable
 from workflow.matrix import Matrix, Node
 from workflow.store import Record, StoreError, check_outputs, out_dir, read_record
 
@@ -28,12 +31,14 @@ def export(matrix: Matrix, cell: str, target: Path, stage: str | None = None) ->
     record = read_record(node.record)
     source = out_dir(node.record)
     check_outputs(record, source)
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"{target} is not empty. Name a new folder.")
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is not an empty folder of its own. Name a new folder.")
+    if taken := [o.path for o in record.outputs if o.path in (CARD, RECORD)]:
+        raise StoreError(f"{node.record}: an output named {taken[0]} would lie where the export has its own file.")
     target.mkdir(parents=True, exist_ok=True)
     for output in record.outputs:
         (target / output.path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / output.path, target / output.path)
+        shutil.copyfile(source / output.path, target / output.path, follow_symlinks=False)
     (target / RECORD).write_text(record.to_json())
     (target / CARD).write_text(card(node, record))
     verify_export(target)
@@ -100,6 +105,8 @@ _MADE = ("commit", "dirty", "code_digest", "environment", "python", "packages")
 
 
 def _plain(value: Any) -> str:
+    """A value as it may stand in a cell of a Markdown table: on one line, with nothing that Markdown or HTML reads."""
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in sorted(value.items()))
-    return str(value)
+        value = ", ".join(f"{k} {v}" for k, v in sorted(value.items()))
+    text = printable(" ".join(str(value).split()))
+    return re.sub(r"([\\`*_\[\]<>|#!&])", r"\\\1", text)

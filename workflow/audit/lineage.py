@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from workflow.audit.status import finished_keys
 from workflow.config import ConfigError, sources
 from workflow.data.lock import NONE, Lock, project_files, read_lock
+from workflow.errors import printable
 from workflow.files import short
 from workflow.matrix import MEASURING, Matrix, Node
 from workflow.retractions import read_retractions, retracted
@@ -217,10 +218,10 @@ def show(root: Branch) -> None:
 def _grow(branch: Branch, stem: str, indent: str, console: "Console") -> None:
     from rich.text import Text
 
-    console.print(Text(stem).append(branch.name, "bold"))
+    console.print(Text(stem).append(printable(branch.name), "bold"))
     bar = indent + ("│   " if branch.branches else "    ")
     for line in _lines(branch):
-        console.print(Text(f"{bar}{line}", "dim" if not line.startswith("warning") else "red"))
+        console.print(Text(f"{bar}{printable(line)}", "dim" if not line.startswith("warning") else "red"))
     for below in branch.branches:
         last = below is branch.branches[-1]
         _grow(below, indent + ("└── " if last else "├── "), indent + ("    " if last else "│   "), console)

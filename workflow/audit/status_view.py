@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workflow.audit.status import STATES, NodeState, State, Survey, column
+from workflow.errors import printable
 from workflow.matrix import Node
 
 MARKS: dict[State, tuple[str, str]] = {
@@ -164,7 +165,7 @@ def _print_notes(found: Survey, console: Console) -> None:
             title = Text(f"\n{state}: ", MARKS[told.state][1])
             console.print(title.append(f"{node.stage}/{node.label}/{node.key}", "default"))
             for line in filter(None, (told.log, *told.reason.split(" | "))):
-                console.print(f"  {line}", markup=False)
+                console.print(f"  {printable(line)}", markup=False)
         if len(noted) > _SHOWN:
             console.print(f"  and {len(noted) - _SHOWN} more {state}; `status --json` names them all")
     console.print()

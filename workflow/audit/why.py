@@ -8,6 +8,7 @@ from typing import Any
 from workflow.audit.origin import Origins
 from workflow.audit.status import Survey, column, other_keys
 from workflow.data.lock import read_lock
+from workflow.errors import printable
 from workflow.files import ABSENT, Change, changes, short
 from workflow.matrix import STAGES, Node, StaleKeyError
 from workflow.provenance import changed_code
@@ -187,7 +188,7 @@ def show(found: Survey, answers: list[Answer]) -> None:
         node = answer.node
         print(f"{column(node)}/{node.label}: {answer.state}, key {node.key}")
         if answer.reason:
-            print(f"  {answer.reason}")
+            print(printable(f"  {answer.reason}"))
         if answer.sibling is None and answer.reason:
             continue
         if answer.sibling is None:
@@ -202,7 +203,7 @@ def show(found: Survey, answers: list[Answer]) -> None:
         for cause in answer.inherited:
             _show_cause(f"follows from {cause.node.stage}/{cause.node.label}", cause, names)
         for line in answer.unknown:
-            print(f"  {line}")
+            print(printable(f"  {line}"))
     touched = following(found, answers)
     cost = found.prices.cost(found.to_compute(touched))
     if cost.jobs:
@@ -217,7 +218,8 @@ def _show_cause(title: str, cause: Cause, names: dict[str, str]) -> None:
     print(f"  {title}:")
     for change, lines in cause.changes:
         old, new = short(_named(change.old, names)), short(_named(change.new, names))
-        print(f"    {change.field}: {old} -> {new}" + (f"   {', '.join(lines)}" if lines else ""))
+        origin = f"   {', '.join(lines)}" if lines else ""
+        print(printable(f"    {change.field}: {old} -> {new}{origin}"))
 
 
 def _named(value: Any, names: dict[str, str]) -> Any:
