@@ -147,6 +147,7 @@ def measure(conditions: int, seeds: int, runs: int, folder: Path) -> None:
     """`snakemake -n all` with nothing made and with everything made, against the bare Snakefile in the same state."""
     root = copy_project(folder / f"{conditions}x{seeds}")
     raw = config(conditions, seeds)
+    os.chdir(root)  # definitions read the project's files
     path = root / "config/bench.yaml"
     path.write_text(yaml.safe_dump(raw))
     typed = Config.load(path)
@@ -161,7 +162,6 @@ def measure(conditions: int, seeds: int, runs: int, folder: Path) -> None:
     size = f"{conditions} x {seeds}"
     done = [(run(dry, root), run(plain, bare)) for _ in range(runs)]  # in turn: other load hits both
     compare(f"{size}, nothing made", [d[0] for d in done], [d[1] for d in done])
-    os.chdir(root)
     matrix = Matrix(typed, pins, "config/bench.yaml")
     finish(matrix)
     os.chdir(folder)
