@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,11 @@ def _refuse_other_types(value: Any) -> None:
 
 def digest(kind: str, value: Any) -> str:
     """sha256 (64 hex) of a value; `kind` stands first in the pre-image, so that two kinds never collide."""
-    return hashlib.sha256(canonical_json([kind, value]).encode()).hexdigest()
+    return hash_bytes(_preimage(kind, canonical_json(value)))
+
+
+def _preimage(kind: str, spelling: str) -> bytes:
+    return f"[{canonical_json(kind)},{spelling}]".encode()
 
 
 def hash_file(path: str | Path, algorithm: Literal["md5", "sha256"] = "sha256") -> str:
@@ -93,7 +98,7 @@ class Recipe:
         if any(p.startswith(PROVISIONAL) for p in self.parents):
             kind = PROVISIONAL
         short = kind + rest[:8]
-        return f"{short}-{digest('recipe', self.to_dict())[:12]}"
+        return f"{short}-{hash_bytes(_preimage('recipe', self._json))[:12]}"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -104,8 +109,12 @@ class Recipe:
             "parents": list(self.parents),
         }
 
+    @cached_property
+    def _json(self) -> str:
+        return canonical_json(self.to_dict())  # once for the key and once for the command line, 40 000 times
+
     def to_json(self) -> str:
-        return canonical_json(self.to_dict())
+        return self._json
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
