@@ -161,6 +161,8 @@ def _spell(node: ast.AST) -> Iterator[str]:
         for item in value if isinstance(value, list) else [value]:
             if item is skip and skip is not None:
                 continue
+            if isinstance(node, ast.JoinedStr) and isinstance(item, ast.Constant) and item.value == "":
+                continue  # Python 3.12 puts some beside a nested format
             if isinstance(item, ast.AST):
                 yield from _spell(item)
             else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit._results import CONFIG, build, change, command, edit_record, enter, find, publish
+from tests.unit._results import CONFIG, build, change, command, edit_record, enter, find, finish, publish
 from workflow.audit import status, why
 from workflow.files import changes, flatten
 
@@ -266,3 +266,22 @@ def test_other_code_names_the_files_and_commits(matrix):
     assert "made by code 000000000000" in said
     if provenance._git("cat-file", "-e", "308d4a4") is not None:
         assert "workflow/stage.py: " in said
+
+
+def test_a_setting_of_the_harness_is_found_where_it_stands(matrix):
+    entry = {"name": "tasks", "kind": "world", "rows_are": "items", "part": "arc_test", "seed": 3}
+    harness = {
+        "name": "mmlu", "enabled": True, "harness": "0.4.13", "tasks": ["mmlu_pro"], "data": "tasks",
+        "num_fewshot": 0, "limit": None, "max_gen_toks": None, "apply_chat_template": True,
+    }  # fmt: skip
+
+    def edit(raw):
+        raw["data"].append(entry)
+        raw["lm_eval"] = [harness]
+
+    finish(change(edit))
+    now = change(lambda raw: raw["lm_eval"][0].update(num_fewshot=5))
+    _, (answer,) = explain(now, CELL, "lm_eval")
+    ((found, where),) = answer.own.changes
+    assert str(found) == "params.num_fewshot: 0 -> 5"
+    assert where == [line_of("num_fewshot: 5")]

@@ -1,6 +1,7 @@
 """What will be missed later is told before the first GPU hour."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -154,3 +155,27 @@ def test_gpu_hours_follow_from_rows_lengths_and_the_measured_rate_of_the_placeme
     assert estimates.hours(padded, pins, "tulu_sft") / joined == pytest.approx(0.479 / 0.09)
     _, told = look(config)
     assert "the rate measured on one H100 (docs/performance.md)" in told
+
+
+def test_the_disk_that_is_measured_is_that_of_the_results(tmp_path, monkeypatch):
+    """results/ may be a link to a scratch disk."""
+    from workflow.audit import doctor as doctors
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    class Usage:
+        free = 10**15
+
+    def disk_usage(path):
+        asked.append(Path(path).resolve())
+        return Usage()
+
+    monkeypatch.setattr(doctors.shutil, "disk_usage", disk_usage)
+    config = Config.load(ROOT / "config/demo.yaml")
+    doctors._disk(config, None)
+    (tmp_path / "results").symlink_to(scratch)
+    doctors._disk(config, None)
+    assert asked == [tmp_path, scratch]
