@@ -23,9 +23,8 @@ DEFAULT = "config/config.yaml"
 
 
 def _plan(configfile: str, may_be_provisional: bool = True) -> "Matrix":
-    from workflow.data.lock import provisional, read_lock, unpinned
+    from workflow.data.lock import describe_unpinned, provisional, read_lock, unpinned
     from workflow.matrix import Matrix
-    from workflow.plan import describe_unpinned
 
     memory.disable()  # a plan of 40 000 nodes lives until the end; looking through it for garbage doubles its time
     config, pins = Config.load(configfile), read_lock()

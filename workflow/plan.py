@@ -11,7 +11,7 @@ from typing import Any
 
 from workflow.config import Config, sources
 from workflow.data.checks import require_gates, told_to_stages
-from workflow.data.lock import NONE, Lock, provisional, read_lock, unpinned
+from workflow.data.lock import NONE, Lock, describe_unpinned, provisional, read_lock, unpinned
 from workflow.errors import UserError, describe_os_error, printable
 from workflow.files import Owner, write_atomic
 from workflow.gpus import needed
@@ -204,13 +204,6 @@ def claim(path: str = f"{RESULTS}/.claim") -> int | None:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {Owner.current().host}\n".encode())
     return descriptor
-
-
-def describe_unpinned(names: tuple[str, ...], configfile: str) -> str:
-    """One sentence on data that are not pinned, with the command that pins them."""
-    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-    verb = "is" if len(names) == 1 else "are"
-    return f"{listed} of the config {verb} not pinned. Run `python -m workflow lock --configfile {configfile}`."
 
 
 def _sibling(node: Node) -> str:

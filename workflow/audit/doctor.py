@@ -22,7 +22,7 @@ import yaml
 from workflow.audit import estimates
 from workflow.audit.status import Survey, survey
 from workflow.config import Config, ConfigError
-from workflow.data.lock import Lock, read_lock, used_names
+from workflow.data.lock import Lock, describe_unpinned, provisional, read_lock, unpinned, used_names
 from workflow.matrix import Matrix
 from workflow.sections import File, Hub, HubModel, JudgePlacement, Stages, ToyModel
 from workflow.store import RESULTS, data_path
@@ -89,8 +89,10 @@ def show(findings: Iterable[Finding]) -> int:
 
 def _survey(config: Config, pins: Lock, configfile: str) -> tuple[Survey | None, Finding | None]:
     """What is done and what is not, or why that cannot be known yet."""
+    missing = tuple(unpinned(config, pins))
+    fault = Finding("missing", "pins", describe_unpinned(missing, configfile)) if missing else None
     try:
-        return survey(Matrix(config, pins, configfile)), None
+        return survey(Matrix(config, provisional(config, pins), configfile)), fault
     except ConfigError as error:
         return None, Finding("missing", "pins", str(error))
 

@@ -173,6 +173,13 @@ def unpinned(config: Config, pins: Lock) -> list[str]:
     return [n for n in names if n not in pins or UNRESOLVED in (pins[n].id, pins[n].revision) or pins[n].id == NONE]
 
 
+def describe_unpinned(names: tuple[str, ...], configfile: str) -> str:
+    """One sentence on data that are not pinned, with the command that pins them."""
+    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    verb = "is" if len(names) == 1 else "are"
+    return f"{listed} of the config {verb} not pinned. Run `python -m workflow lock --configfile {configfile}`."
+
+
 def require(config: Config, pins: Lock, configfile: str) -> dict[str, str]:
     """Ids by name of everything that the config uses.
 
