@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,20 +45,25 @@ def sync_file(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: str | Path, wait: bool = True) -> Iterator[bool]:
+def locked(path: str | Path, wait: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[bool]:
     """Hold the lock file beside `path` (`.<name>.lock`); it ends with the process, after kill -9 too.
 
-    Yields False, holding nothing, if `wait` is off and another process has it. A file system without locks counts as
-    one where nobody else is at work.
+    Yields False, holding nothing, if `wait` is off and another process has it; `waiting` is called before it is waited
+    for. A file system without locks counts as one where nobody else is at work.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=-1 if wait else 0, mode=0o664)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0, mode=0o664)
     try:
-        lock.acquire()
-    except filelock.Timeout:
-        yield False
-        return
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            if not wait:
+                yield False
+                return
+            if waiting is not None:
+                waiting()
+            lock.acquire(timeout=-1)
     except NotImplementedError:
         yield True
         return

@@ -340,7 +340,9 @@ def _begin(module: str, request: Request, code: str, stack: ExitStack, wait: boo
     Two jobs of one key (after a kill, or a requeue) never work at once: the second waits and finds the result.
     """
     path = request.record
-    if not stack.enter_context(locked(path, wait)):
+    if not stack.enter_context(
+        locked(path, wait, lambda: _say(path, "another job makes this result already; waiting for it"))
+    ):
         return None
     parents = _read_parents(request.recipe, request.parents)
     inputs = _describe_inputs(request.recipe, parents, request.data)

@@ -163,7 +163,8 @@ def test_a_pair_that_is_cut_to_nothing_is_refused(finished, copy_of_finished, la
     target = next(line for line in done.stdout.splitlines() if "/tulu_dpo/" in line)
     done = run("snakemake", target, "--configfile", "config/test.yaml", "-c1", cwd=root, env=launcher)
     assert done.returncode != 0
-    assert "nothing of their answers is left" in logs(root)
+    assert "so nothing of the answer is left (stages.tulu_dpo; rows" in done.stderr
+    assert "Raise its max_length" in done.stderr
 
 
 # --- the plan, made -------------------------------------------------------------------------------------------------
