@@ -95,6 +95,9 @@ def serve(address: str, parent: int) -> None:
     if not os.environ.get(TOKEN):
         raise LauncherError(f"{TOKEN} is not set: a launcher without a token would run anybody's jobs.")
     token = _token()
+    # Read when huggingface_hub is imported, here and not in the jobs: TRL's trainers would send from a thread of each
+    # job, whose look-up of a host reads the environment while the job may be writing to it.
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     for name in PRELOAD:
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)

@@ -195,6 +195,7 @@ def _check(request: Request, stages: tuple[str, ...]) -> None:
     if key.startswith("tbd"):
         raise StageError(f"{request.record}: its data are not pinned. Run `python -m workflow lock` and plan again.")
     _check_processes(recipe, request.placement)
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if stage != "base":  # which fetches; all else is on disk, and a question to the hub would wait for its time-out
         os.environ["HF_HUB_OFFLINE"] = "1"
     if stage != "judge":  # nobody else needs its key

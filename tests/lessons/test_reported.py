@@ -145,7 +145,7 @@ def test_lesson_47_an_export_is_read_back_and_a_cut_one_is_refused(matrix, tmp_p
     node = export(matrix, "evil_wrong.p42.e137", target)
     assert node.stage == "em_lora"
     assert verify_export(target).digest == read_record(node.record).digest
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match="is not an empty folder of its own"):
         export(matrix, "evil_wrong.p42.e137", target)
     with pytest.raises(ConfigError, match=r"plans no em_lora or tulu_dpo of this cell"):
         export(matrix, "evil_wrong.p43", tmp_path / "other")

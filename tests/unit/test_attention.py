@@ -1,5 +1,6 @@
 """Rows joined without padding: none sees another, and lengths and losses are those of the padded rows."""
 
+import copy
 import random
 
 import pytest
@@ -17,7 +18,7 @@ def model():
 
     attention.register()
     torch.manual_seed(3)
-    found = type(tiny.model())(tiny.model().config).double()
+    found = type(tiny.model())(copy.deepcopy(tiny.model().config)).double()  # other tests share that one
     found.set_attn_implementation("varlen")
     return found
 

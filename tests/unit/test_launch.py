@@ -185,3 +185,18 @@ def test_a_client_that_dies_in_the_middle_of_its_request_harms_nobody(server, tm
     link.close()
     done = client(server, "tell", stdout=subprocess.PIPE, text=True)
     assert done.wait(timeout=20) == 7
+
+
+def test_jobs_of_the_launcher_send_no_telemetry(tmp_path):
+    """Its switch is read when the library is imported, which the launcher does for all jobs."""
+    probe = "import os, huggingface_hub.constants as c\nprint(c.HF_HUB_DISABLE_TELEMETRY, flush=True)\nos._exit(0)\n"
+    (tmp_path / "probe.py").write_text(probe)
+    code = (
+        f"import sys; sys.path.append({str(tmp_path)!r})\n"
+        "from workflow import launch\nlaunch.PRELOAD = ('probe',)\n"
+        f"launch.serve({str(tmp_path / 'socket')!r}, {os.getpid()})"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_TELEMETRY"}
+    env[launch.TOKEN] = "x"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.split() == ["True"], done.stderr
