@@ -63,15 +63,13 @@ class Plan:
 
     def refuse_provisional(self, wildcards: Iterable[dict[str, str]]) -> None:
         """End before the first job if one of those that are needed rests on data that are not pinned."""
+        if not self.missing:
+            return
         ids = {self.matrix.data_id(name) for name in self.missing}
+        resting = {(n.label, n.key) for n in self.matrix.nodes() if n.recipe.data in ids or n.key.startswith("tbd")}
         for w in wildcards:
-            data = w.get("md5") or self._data_of(w)
-            if data in ids or w.get("key", "").startswith("tbd"):
+            if w.get("md5") in ids or (w.get("cell"), w.get("key")) in resting:
                 sys.exit(f"error: {describe_unpinned(self.missing, self.matrix.configfile)}")
-
-    def _data_of(self, w: dict[str, str]) -> str:
-        nodes = [n for n in self.matrix.nodes() if (n.label, n.key) == (w.get("cell"), w.get("key"))]
-        return nodes[0].recipe.data if nodes else ""
 
     @cached_property
     def links(self) -> Links:

@@ -8,13 +8,13 @@ the path differs, the work does not. The job that is planned finds the result he
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from workflow.accepted import equivalents, read_accepted
 from workflow.files import is_regular, write_atomic
 from workflow.keys import Recipe, reuse_digest
-from workflow.retractions import read_retractions
+from workflow.retractions import Retraction, read_retractions
 from workflow.store import (
     REDONE,
     RESULTS,
@@ -61,16 +61,14 @@ def find_source(recipe: Recipe, parents: list[str]) -> str | None:
     return record_path(*place.split("/"))
 
 
-def fits(summary: Summary, recipe: Recipe, source: str, code: str | None) -> bool:
-    """Whether a source may be taken over: made by the present code or an accepted one, and not retracted."""
-    if summary.code not in equivalents(read_accepted(), recipe.stage, code):
-        return False
-    return not is_retracted(source)
+def fits(summary: Summary, source: str, codes: Collection[str | None], retractions: Iterable[Retraction]) -> bool:
+    """Whether a source may be taken over: made by one of these codes, and not retracted."""
+    return summary.code in codes and not is_retracted(source, retractions)
 
 
-def is_retracted(record: str) -> bool:
+def is_retracted(record: str, retractions: Iterable[Retraction]) -> bool:
     """Whether this result, or anything that it was made from, is retracted."""
-    places = {"/".join(entry.place) for entry in read_retractions()}
+    places = {"/".join(entry.place) for entry in retractions}
     pending = [record] if places else []
     while pending:
         path = pending.pop()
@@ -97,7 +95,8 @@ def take_over(
     try:
         record = read_record(source)
         summary = read_summary(source)
-        if summary is None or not fits(summary, recipe, source, code):
+        codes = equivalents(read_accepted(), recipe.stage, code)
+        if summary is None or not fits(summary, source, codes, read_retractions()):
             return None
         check_outputs(record, out_dir(source))
     except StoreError:

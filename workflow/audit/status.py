@@ -15,7 +15,7 @@ from workflow.keys import KEY
 from workflow.links import Links, read_links
 from workflow.matrix import STAGES, Matrix, Node, StaleKeyError
 from workflow.provenance import code_digest
-from workflow.retractions import read_retractions, retracted
+from workflow.retractions import Retraction, read_retractions, retracted
 from workflow.reuse import find_source, fits
 from workflow.store import (
     RECORD,
@@ -96,7 +96,8 @@ def current_code(stage: str) -> str | None:
 def survey(matrix: Matrix) -> Survey:
     """Look at every place of the plan once."""
     links = read_links(matrix.nodes())
-    reasons = retracted(matrix, read_retractions())
+    retractions = read_retractions()
+    reasons = retracted(matrix, retractions)
     prices = Prices()
     common = _common_environments(links.summaries)
     accepted = read_accepted()
@@ -128,7 +129,7 @@ def survey(matrix: Matrix) -> Survey:
                 other = read_summary(record_path(node.stage, node.label, key))
                 if other is not None:
                     prices.add(node.stage, Facts.of(other), planned=False)
-            source = _source(node, contents)
+            source = _source(node, contents, same_code[node.stage], retractions)
             if source is not None:
                 sources[node], contents[node] = source
             states[node] = _unfinished(node, others, has_folder, node.label in logged[node.stage], source)
@@ -148,13 +149,15 @@ def _environment(summary: Summary) -> str:
     return str(made.get("digest")) if isinstance(made, dict) else ""
 
 
-def _source(node: Node, contents: Mapping[Node, str]) -> tuple[str, str] | None:
+def _source(
+    node: Node, contents: Mapping[Node, str], codes: frozenset[str | None], retractions: tuple[Retraction, ...]
+) -> tuple[str, str] | None:
     """Record and content of a finished result that this node can take over, if its parents are known."""
     if node.stage == "report" or not all(p in contents for p in node.parents):
         return None
     source = find_source(node.recipe, [contents[p] for p in node.parents])
     summary = read_summary(source) if source else None
-    if source is None or summary is None or not fits(summary, node.recipe, source, current_code(node.stage)):
+    if source is None or summary is None or not fits(summary, source, codes, retractions):
         return None
     return source, summary.content
 
