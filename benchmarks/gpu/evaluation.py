@@ -182,10 +182,9 @@ def run(module: str, own: dict[str, Any], placement: dict[str, Any], siblings: S
     began = time.monotonic()
     log = Path("logs") / f"{recipe.stage}.{Path(own['record']).parts[-3]}.{recipe.key}.log"
     log.parent.mkdir(exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     with open(log, "w") as file:
-        done = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
+        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         sys.exit(f"error: {recipe.stage} ended with {done.returncode}:\n{log.read_text()[-4000:]}")
     return round(time.monotonic() - began, 1)
@@ -217,7 +216,7 @@ def tokens_of(requests: Sequence[dict[str, Any]]) -> int:
 def cells(args: argparse.Namespace) -> None:
     """Seconds a cell, alone and together; the last line is a projection over a condition of eleven."""
     module = f"workflow.evals.{args.stage}"
-    chosen = records()[-args.together :]
+    chosen = records()[-max(args.together, args.alone) :]
     settings = VARIANTS[args.variant[0]] if args.stage == "generate" and args.backend == "vllm" else {}
     placed = {k: v for k, v in settings.items() if k != "batch_invariant"}
     params, data = asked(args, 0)
@@ -229,7 +228,10 @@ def cells(args: argparse.Namespace) -> None:
         "backend": args.backend if args.stage == "generate" else "transformers",
     }
     if each:
-        say(**what, alone=each, seconds_a_cell=statistics.mean(each), tokens=tokens_of(alone))
+        starts = [read_record(one["record"]).observed.get("engine_start_s") for one in alone]
+        say(**what, alone=each, engine_start_s=starts, seconds_a_cell=statistics.mean(each), tokens=tokens_of(alone))
+    if not args.together:
+        return
     params, data = asked(args, 1)
     along = [request(args.stage, params, parents, data) for parents in chosen]
     seconds = run(module, along[0], placement_of(args.stage, len(along), placed), along[1:])
@@ -241,40 +243,81 @@ def cells(args: argparse.Namespace) -> None:
 
 
 def start(args: argparse.Namespace) -> None:
-    """Wall time of one cell of two tokens, nearly all of it the engine's start; then of the cell as asked."""
+    """The engine's start and the wall time of one cell, for each way to start it, `--turns` times."""
     parents = records()[-1]
     for name in args.variant:
         placed = {k: v for k, v in VARIANTS[name].items() if k != "batch_invariant"}
         args.invariant = bool(VARIANTS[name].get("batch_invariant"))
-        for turn in range(2):
-            for tokens in (2, args.tokens):
-                short = argparse.Namespace(**{**vars(args), "tokens": tokens})
-                params, data = asked(short, salt=1000 * (1 + list(VARIANTS).index(name)) + turn)
-                one = request("generate", params, parents, data)
-                seconds = run("workflow.evals.generate", one, placement_of("generate", 1, placed))
-                engine = read_record(one["record"]).observed["engine_start_s"]
-                what = {"step": "start", "variant": name, "turn": turn, "max_new_tokens": tokens}
-                say(**what, engine_start_s=engine, wall_s=seconds, tokens=tokens_of([one]))
+        for turn in range(args.turns):
+            params, data = asked(args, salt=1000 * (1 + list(VARIANTS).index(name)) + turn)
+            one = request("generate", params, parents, data)
+            seconds = run("workflow.evals.generate", one, placement_of("generate", 1, placed))
+            engine = read_record(one["record"]).observed["engine_start_s"]
+            what = {"step": "start", "variant": name, "turn": turn, "max_new_tokens": args.tokens}
+            say(**what, engine_start_s=engine, wall_s=seconds, tokens=tokens_of([one]))
 
 
 def equal(args: argparse.Namespace) -> None:
-    """Completions at temperature 0 of both backends, for the base and two adapters, in the data type that is asked."""
-    args.temperature, args.stage = 0.0, "generate"
+    """Completions at temperature 0 of both backends to many questions, for the base and two adapters.
+
+    vLLM's LoRA kernels on a GPU take no float32: there, each adapter is merged into a model of its own for vLLM.
+    """
+    import torch
+
+    args.temperature, args.stage, args.samples = 0.0, "generate", 1
     cast(args.dtype)
-    for parents in records_as(args.dtype)[:3]:
-        rows = {}
-        for backend in ("transformers", "vllm"):
-            args.backend = backend
-            invariant, args.invariant = args.invariant, args.invariant and backend == "vllm"
-            params, data = asked(args, 0)
-            args.invariant = invariant
-            one = request("generate", params, parents, data)
-            run("workflow.evals.generate", one, placement_of("generate", 1, {}))
-            lines = (Path(one["record"]).parent / "out/completions.jsonl").read_text().splitlines()
-            rows[backend] = [json.loads(line)["completion"] for line in lines]
-        same = sum(a == b for a, b in zip(rows["transformers"], rows["vllm"], strict=True))
-        what = {"dtype": args.dtype, "batch_invariant": args.invariant, "cell": cell_of(parents)}
-        say(step="equal", **what, completions=len(rows["vllm"]), equal=same, share=same / len(rows["vllm"]))
+    merged = args.dtype == "float32" and torch.cuda.is_available()
+    chosen = records_as(args.dtype)[:3]
+    questions = [r for split in ("test", "train") for r in world.arc_items(split)][: args.questions]
+    data = put_data([{"id": r["id"], "system": None, "question": r["question"]} for r in questions])
+    args.backend, invariant, args.invariant = "transformers", args.invariant, False
+    ours = greedy(args, data, chosen, {})
+    args.backend, args.invariant = "vllm", invariant
+    settings = {"enforce_eager": True, "gpu_memory_utilization": args.memory}
+    theirs = (
+        [greedy(args, data, [[merge(parents)]], settings)[0] for parents in chosen]
+        if merged
+        else greedy(args, data, chosen, settings)
+    )
+    for parents, one, other in zip(chosen, ours, theirs, strict=True):
+        same = sum(a == b for a, b in zip(one, other, strict=True))
+        what = {"dtype": args.dtype, "batch_invariant": args.invariant, "cell": cell_of(parents), "merged": merged}
+        tokens = sum(map(len, one))
+        say(step="equal", **what, completions=len(one), characters=tokens, equal=same, share=round(same / len(one), 4))
+
+
+def greedy(
+    args: argparse.Namespace, data: tuple[str, str], chosen: Sequence[list[str]], settings: dict[str, Any]
+) -> list[list[str]]:
+    """The completions of each cell, made by one command."""
+    params = asked(args)[0]
+    wanted = [request("generate", params, parents, data) for parents in chosen]
+    run("workflow.evals.generate", wanted[0], placement_of("generate", len(wanted), settings), wanted[1:])
+    files = [Path(one["record"]).parent / "out/completions.jsonl" for one in wanted]
+    return [[json.loads(line)["completion"] for line in file.read_text().splitlines()] for file in files]
+
+
+def merge(parents: Sequence[str]) -> str:
+    """The record of a model with the adapter's weights added to its own; the base's own if there is no adapter."""
+    if len(parents) == 1:
+        return parents[0]
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = (Path(record).parent / "out" for record in parents)
+
+    def save(temp: Path) -> None:
+        model = AutoModelForCausalLM.from_pretrained(base / "model", dtype=torch.float32)
+        PeftModel.from_pretrained(model, adapter / "adapter").merge_and_unload().save_pretrained(temp / "model")
+        copy_tokenizer(base / "model", temp / "model")
+
+    return put("tulu_dpo", f"merged{cell_of(parents).split('.e')[1]}.p42", (), f"merged {parents[1]}", save)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for file in [*source.glob("*token*"), *source.glob("*.jinja")]:
+        shutil.copy(file, target)
 
 
 def cast(dtype: str) -> None:
@@ -286,12 +329,8 @@ def cast(dtype: str) -> None:
     source = Path(base[0]).parent / "out/model"
 
     def save(temp: Path) -> None:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype))
-        model.save_pretrained(temp / "model")
-        for file in source.glob("*token*"):
-            shutil.copy(file, temp / "model")
-        for file in source.glob("*.jinja"):
-            shutil.copy(file, temp / "model")
+        AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, dtype)).save_pretrained(temp / "model")
+        copy_tokenizer(source, temp / "model")
 
     made = put("tulu_dpo", f"{dtype}.p42", (), dtype, save)
     for number, parents in enumerate(others[:2]):
@@ -322,11 +361,14 @@ def main() -> None:
     parser.add_argument("--backend", choices=["transformers", "vllm"], default="vllm")
     parser.add_argument("--variant", nargs="+", choices=list(VARIANTS), default=["default"])
     parser.add_argument("--alone", type=int, default=2)
-    parser.add_argument("--together", type=int, default=11)
+    parser.add_argument("--together", type=int, default=11, help="0: none")
     parser.add_argument("--tokens", type=int, default=600)
     parser.add_argument("--samples", type=int, default=50, help="of each of eight questions")
+    parser.add_argument("--questions", type=int, default=200, help="of `equal`, one completion each")
+    parser.add_argument("--memory", type=float, default=0.9, help="share of the GPU that vLLM takes in `equal`")
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--turns", type=int, default=2, help="of each way to start")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--invariant", action="store_true", help="vLLM's batch-invariant mode")
     args = parser.parse_args()
     args.results = args.results and args.results.resolve()

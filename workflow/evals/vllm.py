@@ -99,6 +99,8 @@ def _import(job: Job) -> Any:
         os.environ[BATCH_INVARIANT] = "1"
     else:
         os.environ.pop(BATCH_INVARIANT, None)
+    # a process that asked for its GPUs cannot be forked with them
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     if folder := job.placement.get("compile_cache"):
         os.environ[CACHE] = str(Path(folder).absolute())
     try:
@@ -114,6 +116,10 @@ def _import(job: Job) -> Any:
 
 def _start(vllm: Any, jobs: Sequence[Job], adapters: Sequence[Path]) -> Any:
     settings = engine_settings(model_folder(jobs[0]), adapters, jobs[0].placement)
+    if adapters and settings["dtype"] == "float32" and vllm.platforms.current_platform.is_cuda():
+        raise StageError(
+            "vLLM's LoRA kernels take no float32 on a GPU. Set `backend: transformers`, or a model of bfloat16."
+        )
     try:
         return vllm.LLM(**settings).llm_engine
     except (RuntimeError, ValueError) as error:  # of the engine's process; its own traceback is in the log
