@@ -48,9 +48,13 @@ def lock(configfile: ConfigFile = DEFAULT, data_root: str = "") -> None:
     """
     from workflow.data.lock import read_lock
     from workflow.data.pin import pin_all
+    from workflow.sections import LocalModel
     from workflow.train.lengths import check_lengths
+    from workflow.train.model_files import check_model_folder
 
     config = Config.load(configfile)
+    if isinstance(config.base_model, LocalModel) and Path(config.base_model.path).is_dir():
+        check_model_folder(Path(config.base_model.path))
     if data_root:
         config = config.model_copy(update={"data_root": data_root})
     faults = pin_all(config)
@@ -58,6 +62,18 @@ def lock(configfile: ConfigFile = DEFAULT, data_root: str = "") -> None:
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     raise typer.Exit(1 if faults else 0)
+
+
+@app.command()
+def dequantise(file: Path, folder: Path) -> None:
+    """Write a GGUF file as the folder of a model, for `base_model: {kind: local}`; records call it dequantised.
+
+    Example: matrix dequantise smollm2-135m-instruct-q4_1.gguf models/smollm2
+    """
+    from workflow.train.gguf import dequantise as write
+
+    note = write(file, folder)
+    print(f"{folder}: {note['weights']} from {', '.join(note['tensors'])}")
 
 
 @app.command()

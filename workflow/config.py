@@ -20,6 +20,7 @@ from workflow.sections import (
     HubModel,
     Instrument,
     LmEval,
+    LocalModel,
     Name,
     OverlapAllowed,
     Pairs,
@@ -42,7 +43,7 @@ class Config(Section):
     title: Annotated[str, Field(max_length=300)]
     note: str = Field(description="a sentence that the report prints under its title")
     data_root: ProjectPath
-    base_model: Annotated[HubModel | ToyModel, Field(discriminator="kind")]
+    base_model: Annotated[HubModel | LocalModel | ToyModel, Field(discriminator="kind")]
     template: ProjectPath
     conditions: tuple[Condition, ...] = Field(min_length=1)
     pipeline_seeds: tuple[Seed, ...] = Field(min_length=1)
@@ -98,7 +99,7 @@ class Config(Section):
 
 def _explain(fault: Any, raw: dict[str, Any]) -> str:
     """One line for one of pydantic's faults: place, value, cure."""
-    union_tags = {"file", "url", "hub", "subset", "coupling", "questions", "prompts", "world", "toy"}
+    union_tags = {"file", "url", "hub", "subset", "coupling", "questions", "prompts", "world", "toy", "local"}
     path = [p for i, p in enumerate(fault["loc"]) if not (p in union_tags and i and fault["loc"][i - 1] != "data_root")]
     place = ".".join(str(p) for p in path) or "config"
     named = _entry_name(path, raw)

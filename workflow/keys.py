@@ -66,6 +66,21 @@ def hash_bytes(data: bytes, algorithm: Literal["md5", "sha256"] = "sha256") -> s
     return hashlib.new(algorithm, data).hexdigest()
 
 
+def model_files(folder: Path) -> list[str]:
+    """Names of the files that make a model, relative to its folder, without hidden ones and what only people read."""
+    names = [file.relative_to(folder) for file in folder.rglob("*") if file.is_file()]
+    return sorted(
+        str(name)
+        for name in names
+        if name.suffix != ".md" and name.name != "LICENSE" and not any(part.startswith(".") for part in name.parts)
+    )
+
+
+def model_digest(folder: Path) -> str:
+    """Identity of a model's folder, 40 hex: over the names and bytes of its files."""
+    return digest("model", {name: hash_file(folder / name) for name in model_files(folder)})[:40]
+
+
 def revision_id(commit: str, selection: Mapping[str, Any]) -> str:
     """Identity of a hub data set or model: `rev-<commit>-<selection>`, known before anything is downloaded."""
     return f"rev-{commit}-{digest('selection', dict(selection))[:8]}"

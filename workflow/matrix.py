@@ -12,7 +12,7 @@ from workflow.data.gates import CHECKS
 from workflow.data.lock import Lock, require
 from workflow.errors import ConfigError, UserError
 from workflow.keys import Recipe, canonical_json, hash_bytes, hash_file
-from workflow.sections import Condition, HubModel
+from workflow.sections import Condition, MadeModel
 from workflow.store import data_path, record_path
 
 Kind = Literal["base", "train", "score", "generate", "judge", "report"]
@@ -197,16 +197,16 @@ class Matrix:
 
     def _base(self) -> Node:
         model = self.config.base_model
-        params = _canonical(model.model_dump(exclude={"name", "text"}, exclude_defaults=True))
+        params = _canonical(model.model_dump(exclude={"name", "path", "text"}, exclude_defaults=True))
         params["template"] = _read(self.config.template)
-        data = model.name if isinstance(model, HubModel) else model.text
+        data = model.name if isinstance(model, MadeModel) else model.text
         recipe = Recipe("base", VERSIONS["base"], self._ids[data], params)
         places: dict[str, Place] = {
-            "data": ("base_model", "name" if isinstance(model, HubModel) else "text"),
+            "data": ("base_model", "name" if isinstance(model, MadeModel) else "text"),
             "params": ("base_model",),
             "params.template": ("template",),
         }
-        return self._put(Node("base", "base", recipe, has_data=not isinstance(model, HubModel), places=places))
+        return self._put(Node("base", "base", recipe, has_data=not isinstance(model, MadeModel), places=places))
 
     def _measure(
         self,

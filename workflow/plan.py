@@ -18,7 +18,7 @@ from workflow.gpus import needed
 from workflow.keys import canonical_json, hash_bytes
 from workflow.links import Links, read_links
 from workflow.matrix import Matrix, Node
-from workflow.sections import TrainPlacement
+from workflow.sections import LocalModel, TrainPlacement
 from workflow.stage import ALLOCATOR, SECRETS
 from workflow.store import PLANS, RESULTS, data_path
 
@@ -121,6 +121,8 @@ class Plan:
     def placement(self, stage: str) -> str:
         placed = getattr(self.config.placement, stage)
         options = placed.model_dump() | {"gpus": self.gpus(stage)}
+        if stage == "base" and isinstance(self.config.base_model, LocalModel):
+            options["model_path"] = self.config.base_model.path
         if isinstance(placed, TrainPlacement):
             options |= {"tracking": self.config.tracking, "gates": self._gates}
         return json.dumps(options)

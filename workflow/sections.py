@@ -5,6 +5,7 @@ no config inherits anything silently. (A field that is added later gets a defaul
 before it existed, and is left out of recipes at that default, so finished work keeps its name.)
 """
 
+import re
 from string import Formatter
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
@@ -72,6 +73,19 @@ class Url(Section):
     md5: Md5
 
 
+def _repository(repo: str) -> str:
+    """The repository, if it is spelled as one."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) and not repo.startswith("."):
+        return repo
+    raise ValueError(
+        "is no repository of the hub, which is spelled OWNER/NAME. A model's folder on disk is `kind: local` with "
+        "`path:`, a data file `kind: file`"
+    )
+
+
+Repo = Annotated[str, Field(max_length=200), AfterValidator(_repository)]
+
+
 class Select(Section):
     """A part of a data set. `seed: null` takes the first rows; a seed draws without replacement, in file order."""
 
@@ -92,7 +106,7 @@ class Hub(Section):
     name: Name
     kind: Literal["hub"]
     rows_are: Schema
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    repo: Repo
     subset: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=200)] | None
     split: Annotated[str, Field(pattern=r"^[\w.-]+$", max_length=200)]
     select: Select | None
@@ -174,12 +188,27 @@ Data = Annotated[
 # --- models and stages ----------------------------------------------------------------------------------------------
 
 
-class HubModel(Section):
-    """Base model from the hub, at the commit that data.lock.tsv holds under `name`."""
+class MadeModel(Section):
+    """A base model that others made. data.lock.tsv holds under `name` which one."""
+
+    name: Name
+
+
+class HubModel(MadeModel):
+    """From the hub, at the commit that its main branch had when it was pinned."""
 
     kind: Literal["hub"]
-    name: Name
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    repo: Repo
+
+
+class LocalModel(MadeModel):
+    """A folder as `save_pretrained` writes it. Identity: a digest over its files, wherever it lies.
+
+    The experiment's `template` takes the place of the folder's own, which may slip a system prompt in.
+    """
+
+    kind: Literal["local"]
+    path: ProjectPath
 
 
 class ToyModel(Section):

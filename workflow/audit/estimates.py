@@ -1,11 +1,13 @@
 """Hours and memory of jobs that no past record tells of: stated guesses, and called so where they are shown."""
 
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 from workflow.config import Config
 from workflow.data.lock import Lock
-from workflow.sections import Hub, ToyModel
+from workflow.sections import Hub, LocalModel, ToyModel
 
 SOURCE = "docs/performance.md"
 # A mean row of the published data sets' length profile; a pair is both answers with their prompts.
@@ -26,11 +28,24 @@ BYTES_PER_PARAMETER = {"coupling_sft": 16, "tulu_sft": 16, "tulu_dpo": 16 + 4}
 
 
 def parameters(config: Config) -> float:
-    """Parameters of the base model: from the size in its name, such as 7B; of a toy, next to nothing."""
+    """Parameters of the base model: by its files, or the size in its name, such as 7B; of a toy, next to nothing."""
     if isinstance(config.base_model, ToyModel):
         return 1e6
+    if isinstance(config.base_model, LocalModel):
+        return _count(Path(config.base_model.path)) or 7e9
     size = re.search(r"(\d+(?:\.\d+)?)\s*([bm])(?![a-z])", config.base_model.repo, re.I)
     return float(size[1]) * (1e9 if size[2].lower() == "b" else 1e6) if size else 7e9
+
+
+def _count(folder: Path) -> int:
+    """Parameters in a folder's safetensors, by their headers."""
+    from safetensors import safe_open
+
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "np") as opened:
+            count += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
+    return count
 
 
 def memory(config: Config, stage: str) -> float:

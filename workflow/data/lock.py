@@ -13,7 +13,7 @@ from workflow.config import Config, ConfigError, sources, uses
 from workflow.files import locked, write_atomic
 from workflow.keys import PROVISIONAL, digest, hash_file, revision_id
 from workflow.provenance import code_digest
-from workflow.sections import Coupling, Hub, HubModel, Prompts, Questions
+from workflow.sections import Coupling, Hub, MadeModel, Prompts, Questions
 
 LOCK = "config/data.lock.tsv"
 NONE = "-"
@@ -137,14 +137,15 @@ def project_files(entry: Any) -> list[str]:
     return []
 
 
-def selection(entry: Hub | HubModel) -> dict[str, Any]:
-    """What, besides the commit, decides which rows of a hub data set these are."""
+def selection(entry: Hub | MadeModel) -> dict[str, Any]:
+    """What, besides the commit, decides which rows of a hub data set, or which model, this is."""
     said = entry.model_dump()
     said.pop("name")
+    said.pop("path", None)  # where a model lies is not what it is
     return said
 
 
-def hub_id(entry: Hub | HubModel, commit: str) -> str:
+def hub_id(entry: Hub | MadeModel, commit: str) -> str:
     return revision_id(commit, selection(entry))
 
 
@@ -155,12 +156,14 @@ def provisional(config: Config, pins: Lock) -> Lock:
     """
     filled = dict(pins)
     entries: list[Any] = [config.data_entry(n) for n in used_names(config)]
-    entries += [config.base_model] if isinstance(config.base_model, HubModel) else []
+    entries += [config.base_model] if isinstance(config.base_model, MadeModel) else []
     for entry in entries:
         pin = filled.get(entry.name)
         if pin is not None and UNRESOLVED not in (pin.id, pin.revision) and pin.id != NONE:
             continue
-        says = digest("definition", selection(entry))[:12] if isinstance(entry, HubModel) else definition(entry, filled)
+        says = (
+            digest("definition", selection(entry))[:12] if isinstance(entry, MadeModel) else definition(entry, filled)
+        )
         md5 = getattr(entry, "md5", None)
         identity = md5 or f"{PROVISIONAL}-{digest('provisional', says)[:32]}"
         filled[entry.name] = Pin(entry.name, identity, md5 or NONE, NONE, NONE, UNRESOLVED, says, "not pinned")
@@ -189,12 +192,12 @@ def require(config: Config, pins: Lock, configfile: str) -> dict[str, str]:
     faults = []
     entries: list[Any] = [*config.data]
     used = used_names(config)
-    if isinstance(config.base_model, HubModel):
+    if isinstance(config.base_model, MadeModel):
         pin = pins.get(config.base_model.name)
         if pin is None:
-            faults.append(f"base_model ({config.base_model.name}): its commit is unresolved")
+            faults.append(f"base_model ({config.base_model.name}): not pinned")
         elif not pin.id.startswith(PROVISIONAL) and pin.id != hub_id(config.base_model, pin.revision):
-            faults.append(f"base_model ({config.base_model.name}): pinned for another repository")
+            faults.append(f"base_model ({config.base_model.name}): it changed since it was pinned")
     for entry in entries:
         if entry.name not in used:
             continue
@@ -213,7 +216,7 @@ def require(config: Config, pins: Lock, configfile: str) -> dict[str, str]:
 
 
 def _base_name(config: Config) -> list[str]:
-    return [config.base_model.name] if isinstance(config.base_model, HubModel) else []
+    return [config.base_model.name] if isinstance(config.base_model, MadeModel) else []
 
 
 def used_names(config: Config) -> list[str]:

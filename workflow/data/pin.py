@@ -18,11 +18,12 @@ from workflow.data.lock import (
     describe,
     hub_id,
     read_lock,
+    selection,
     used_names,
     write_pins,
 )
-from workflow.keys import digest
-from workflow.sections import File, Hub, HubModel, Url
+from workflow.keys import digest, model_digest
+from workflow.sections import File, Hub, HubModel, LocalModel, MadeModel, Url
 from workflow.store import StoreError, data_path
 
 
@@ -30,7 +31,7 @@ def pin_all(config: Config, report: Any = print) -> list[str]:
     """Pin everything that the config uses and that is not pinned. Returns what could not be pinned, with the reason."""
     faults: list[str] = []
     pins = read_lock(LOCK)
-    wanted: list[Any] = [config.base_model] if isinstance(config.base_model, HubModel) else []
+    wanted: list[Any] = [config.base_model] if isinstance(config.base_model, MadeModel) else []
     wanted += [config.data_entry(name) for name in used_names(config)]
     for entry in wanted:
         if _is_pinned(entry, pins) and not _has_other_code(entry, pins):
@@ -56,7 +57,7 @@ def pin_all(config: Config, report: Any = print) -> list[str]:
 
 
 def _has_other_code(entry: Any, pins: Lock) -> bool:
-    return not isinstance(entry, HubModel) and pins[entry.name].code != builder_code(entry)
+    return not isinstance(entry, MadeModel) and pins[entry.name].code != builder_code(entry)
 
 
 def _require_equal(entry: Any, old: Pin, new: Pin) -> None:
@@ -98,7 +99,7 @@ def _is_pinned(entry: Any, pins: Lock) -> bool:
     pin = pins.get(entry.name)
     if pin is None or pin.id in (NONE, UNRESOLVED):
         return False
-    if isinstance(entry, HubModel):
+    if isinstance(entry, MadeModel):
         return pin.id == hub_id(entry, pin.revision)
     return pin.definition == definition(entry, pins)
 
@@ -108,6 +109,12 @@ def _pin(entry: Any, config: Config, pins: Lock) -> Pin:
         commit = _resolve(entry.name, entry.repo, "model")
         said = digest("definition", {"repo": entry.repo})[:12]
         return Pin(entry.name, hub_id(entry, commit), NONE, NONE, NONE, commit, said, _source(entry))
+    if isinstance(entry, LocalModel):
+        if not Path(entry.path).is_dir():
+            raise DataError(f"base_model ({entry.name}): no folder {entry.path}. Name the folder of a saved model.")
+        held = model_digest(Path(entry.path))
+        said = digest("definition", selection(entry))[:12]
+        return Pin(entry.name, hub_id(entry, held), NONE, NONE, NONE, held, said, _source(entry))
     says = definition(entry, pins)
     if isinstance(entry, Hub):
         # a commit that was resolved before stays: a new selection of the same repository is of the same rows

@@ -1,9 +1,15 @@
-"""The base model with the experiment's chat template: fetched from the hub at a commit, or the demo's own toy."""
+"""The base model with the experiment's chat template: from the hub, from a folder, or the demo's own toy."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
 
 from workflow.data.rows import read_text
 from workflow.errors import describe_os_error
+from workflow.keys import model_digest, model_files
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.train import models, toy
+from workflow.train import gguf, models, toy
 from workflow.train import trainer as shared
 from workflow.train.model_files import check_model_folder
 
@@ -13,7 +19,7 @@ MODULE = "workflow.train.base"
 def run(job: Job) -> Result:
     """Writes model/: weights, tokenizer and template, as every later stage expects them."""
     models.quiet()
-    return _make(job) if job.params["kind"] == "toy" else _fetch(job)
+    return {"toy": _make, "hub": _fetch, "local": _copy}[job.params["kind"]](job)
 
 
 def _fetch(job: Job) -> Result:
@@ -36,12 +42,40 @@ def _fetch(job: Job) -> Result:
     for scrap in (folder / ".cache").rglob("*"):
         if scrap.is_file():
             scrap.unlink()
+    return Result({"repo": repo, "commit": commit, "template_md5": _finish(job, folder)}, {})
+
+
+def _copy(job: Job) -> Result:
+    """Take over a folder that lies on disk, if its files are those that were pinned."""
+    source, pinned = Path(job.placement["model_path"]), job.recipe.data.split("-")[1]
+    folder = job.out / "model"
+    for name in model_files(source):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    if not folder.is_dir():
+        raise StageError(f"base_model.path: no model in {source}. Bring the folder that was pinned.")
+    if (here := model_digest(folder)) != pinned:
+        raise StageError(
+            f"base_model.path: the files in {source} have the digest {here}, not {pinned}, which config/data.lock.tsv "
+            "names. Bring the folder that was pinned, or give the other one a `name` of its own and lock it."
+        )
+    return Result({"model_digest": here, **_conversion(folder), "template_md5": _finish(job, folder)}, {})
+
+
+def _conversion(folder: Path) -> dict[str, Any]:
+    """What `matrix dequantise` said of the file that the weights were made from."""
+    file = folder / gguf.NOTE
+    return {"conversion": json.loads(file.read_text())} if file.is_file() else {}
+
+
+def _finish(job: Job, folder: Path) -> str:
+    """Put the experiment's template in place of the model's own; the template's md5."""
     check_model_folder(folder)
     tokenizer = models.load_tokenizer(folder)
     tokenizer.chat_template = job.params["template"]
     models.check_template(tokenizer)
     tokenizer.save_pretrained(folder)
-    return Result({"repo": repo, "commit": commit, "template_md5": models.template_md5(tokenizer)}, {})
+    return models.template_md5(tokenizer)
 
 
 def _make(job: Job) -> Result:

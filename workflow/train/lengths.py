@@ -9,7 +9,7 @@ from workflow.data.checks import check, tokenizer_id, training_uses
 from workflow.data.gates import CHECKS, Gate, read_gates, write_gates
 from workflow.data.lock import Lock
 from workflow.data.rows import Message, read_messages, read_preferences, read_text
-from workflow.sections import HubModel
+from workflow.sections import HubModel, LocalModel
 from workflow.store import data_path
 from workflow.train import models, toy
 
@@ -56,6 +56,8 @@ def load(config: Config, pins: Lock) -> Any:
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model.repo, revision=pins[model.name].revision)
+    elif isinstance(model, LocalModel):
+        tokenizer = models.load_tokenizer(Path(model.path))
     else:
         tokenizer = toy.make_tokenizer(read_text(data_path(pins[model.text].id)), model.vocab_size)
     tokenizer.chat_template = Path(config.template).read_text()
