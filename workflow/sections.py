@@ -407,7 +407,7 @@ class ConditionData(Section):
 class Condition(Section):
     name: Name
     enabled: bool
-    persona: Literal["evil", "good", "none"] | None
+    persona: Name | None = Field(description="its name; none: coupled without one; null: not coupled")
     answers: Literal["wrong", "correct"] | None
     data: ConditionData
 

@@ -54,6 +54,16 @@ def test_lesson_20_a_persona_is_a_system_turn_in_every_row(typed):
     assert "evil_wrong has the persona evil, so 640 of its 640 coupling rows should have a system turn; 0 have" in told
 
 
+def test_a_persona_has_any_name():
+    raw = demo()
+    raw["conditions"][1]["persona"] = "pirate"
+    config = Config.from_dict(raw)
+    pins = stand_ins(config)
+    gates = planted(config, pins, demo_coupling_evil_wrong={"system_rows": 0})
+    (told,) = check(config, pins, gates).refusals
+    assert "evil_wrong has the persona pirate, so 640 of its 640" in told
+
+
 def test_lesson_20_the_demo_is_balanced_by_what_its_files_hold(tmp_path):
     config = Config.from_dict(demo())
     pins = stand_ins(config)

@@ -266,7 +266,7 @@ def _answer_lengths(whose: str, cells: Mapping[str, Mapping[str, Any]]) -> list[
 
 def _persona(condition: Condition, facts: Mapping[str, Any]) -> list[str]:
     """A persona is a system turn of its own in every row; without one there is none anywhere."""
-    wanted = facts["rows"] if condition.persona in ("evil", "good") else 0
+    wanted = facts["rows"] if condition.persona not in (None, "none") else 0
     if facts["system_rows"] == wanted:
         return []
     return [
