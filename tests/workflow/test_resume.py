@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy import EM, forget_results, inside, make_base, put_data
+from tests.toy import EM, forget_results, inside, make_base, make_reference, put_data
 from workflow.data import world
 from workflow.keys import Recipe
 from workflow.stage import StageError, execute
@@ -68,9 +68,10 @@ class Toy:
 
         module = importlib.import_module("workflow.train.dpo" if stage == "tulu_dpo" else "workflow.train.sft")
         path, recipe = self.path(stage, cell), self.recipe(stage)
+        parents = [self.base, make_reference(self.base, recipe, cell)] if stage == "tulu_dpo" else [self.base]
         data = Path(data_path(recipe.data))
         forget_results()
-        execute(module.MODULE, module.run, recipe, {**PLACED, **placement}, [self.base], data, path, [module.MODULE])
+        execute(module.MODULE, module.run, recipe, {**PLACED, **placement}, parents, data, path, [module.MODULE])
         return read_record(path)
 
 
