@@ -255,7 +255,7 @@ def test_a_sharded_full_fine_tune_is_stopped_goes_on_and_is_that_of_one_process(
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     told = start(0)
-    while told.poll() is None and not any((path.parent / "checkpoint").glob("step-*")):
+    while told.poll() is None and not any((path.parent / "checkpoint").glob("checkpoint-*")):
         time.sleep(0.01)
     told.terminate()
     output = told.communicate()[1]
