@@ -23,25 +23,13 @@ def run(job: Job) -> Result:
 
 def train(job: Job) -> Result:
     """Score every pair. Writes reference.jsonl: pair (digest of its tokens), chosen, rejected."""
-    import torch
-    from trl import DPOConfig
-
     models.quiet()
     params, parent = job.params, job.parents[0].out / "model"
     tokenizer = models.load_tokenizer(parent)
     # float32 weights under autocast, as the policy has them
     model = models.load_model(parent, "float32", job.placement["attn_implementation"])
     with trainer.scratch(job) as scratch:
-        args = DPOConfig(
-            output_dir=str(scratch),
-            max_length=params["max_length"],
-            truncation_mode="keep_start",
-            bf16=params["dtype"] == "bfloat16",
-            use_cpu=not torch.cuda.is_available(),
-            gradient_checkpointing=False,
-            report_to="none",
-        )
-        scorer = build(job, args, model, tokenizer, read_preferences(job.data))
+        scorer = build(job, arguments(job, str(scratch)), model, tokenizer, read_preferences(job.data))
     numbers, rows = log_probs(scorer, job), scorer.train_dataset
     if parallel.is_main():
         lines = [
@@ -57,6 +45,22 @@ def train(job: Job) -> Result:
         "peak_memory_bytes": trainer.peak_memory(),
     }
     return Result(observed, {})
+
+
+def arguments(job: Job, output_dir: str) -> Any:
+    import torch
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=output_dir,
+        max_length=job.params["max_length"],
+        truncation_mode="keep_start",
+        bf16=job.params["dtype"] == "bfloat16",
+        use_liger_kernel=trainer.uses_fused_kernels(job.placement),
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        report_to="none",
+    )
 
 
 def log_probs(scorer: Any, job: Job) -> list[tuple[float, float]]:
