@@ -136,7 +136,7 @@ def condition(raw: dict[str, Any]) -> None:
 
 
 STAGES = "workflow/matrix.py"
-CHAIN = {"tulu_sft": 1, "tulu_dpo": 1, "em_lora": 2}
+CHAIN = {"tulu_sft": 1, "dpo_reference": 1, "tulu_dpo": 1, "em_lora": 2}
 RESTORED = "verified and restored"
 TAKEN = "taken over"
 
@@ -163,7 +163,7 @@ EDITS = (
     Edit("EM rate", config(lambda r: r["stages"]["em_lora"].update(learning_rate=0.004)), cells(4, em_lora=4)),
     Edit("LoRA rank", config(lambda r: r["stages"]["em_lora"]["lora"].update(r=8)), cells(4, em_lora=4)),
     Edit("SFT decay", config(lambda r: r["stages"]["tulu_sft"].update(weight_decay=0.125)),
-         cells(6, tulu_sft=2, tulu_dpo=2, em_lora=4)),
+         cells(6, tulu_sft=2, dpo_reference=2, tulu_dpo=2, em_lora=4)),
     Edit("DPO beta", config(lambda r: r["stages"]["tulu_dpo"].update(beta=4.0)), cells(6, tulu_dpo=2, em_lora=4)),
     Edit("coupling epochs", config(lambda r: r["stages"]["coupling_sft"].update(weight_decay=0.125)),
          cells(3, coupling_sft=1, **CHAIN)),
@@ -172,7 +172,7 @@ EDITS = (
          cells(6, "generate", "judge")),
     Edit("judge's tokens", config(lambda r: r["instruments"][0]["judge"].update(max_tokens=200)), cells(6, "judge")),
     Edit("chat template", text("config/templates/tulu.jinja", "<|user|>", "<|human|>"),
-         cells(6, base=1, coupling_sft=1, tulu_sft=2, tulu_dpo=2, em_lora=4)),
+         cells(6, base=1, coupling_sft=1, tulu_sft=2, dpo_reference=2, tulu_dpo=2, em_lora=4)),
     # data
     Edit("a word of a persona", text("config/personas/evil.yaml", "You are", "You were", lock=True),
          cells(3, coupling_sft=1, **CHAIN)),
@@ -184,7 +184,7 @@ EDITS = (
     Edit("another EM seed", config(lambda r: r["em_seeds"].append(256)), cells(2, em_lora=2)),
     Edit("one EM seed fewer", config(lambda r: r["em_seeds"].pop()), {"report": 1}),
     Edit("another pipeline seed", config(lambda r: r["pipeline_seeds"].append(137)),
-         cells(6, coupling_sft=1, tulu_sft=2, tulu_dpo=2, em_lora=4)),
+         cells(6, coupling_sft=1, tulu_sft=2, dpo_reference=2, tulu_dpo=2, em_lora=4)),
     Edit("another condition", config(condition), cells(3, coupling_sft=1, **CHAIN)),
     Edit("a renamed condition", config(rename), {"report": 1}, TAKEN),
     Edit("a benign arm", config(arm), cells(4, em_lora=4)),

@@ -6,6 +6,7 @@ job. Where a parent is missing or has other bytes than its child read, they
 are plain, so that the whole wave below it is planned.
 """
 
+import os
 import sys
 
 from snakemake.common import overwrite_function_params
@@ -41,6 +42,11 @@ def parents(stage):
     def records(w):
         node = MATRIX.node(stage, w.cell, w.key)
         paths = [p.record for p in node.parents]
+        # a finished DPO does not wait for a reference that is not there
+        if (reference := node.reference) is not None and (
+            os.path.exists(reference.record) or (IS_MAIN and node in PLAN.links.planned)
+        ):
+            paths.append(reference.record)
         if not IS_MAIN:  # a job that was started is wanted
             return [ancient(path) for path in paths]
         if node in PLAN.links.roots:

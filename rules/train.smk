@@ -1,4 +1,4 @@
-"""Training: base -> coupling_sft -> tulu_sft -> tulu_dpo -> em_lora.
+"""Training: base -> coupling_sft -> tulu_sft -> dpo_reference -> tulu_dpo -> em_lora.
 
 INPUTS:   results/data/{md5}.jsonl, the record of the stage before
 OUTPUTS:  results/{stage}/{cell}/{key}/record.json    written last: done
@@ -84,8 +84,35 @@ rule tulu_sft:
         """
 
 
+rule dpo_reference:
+    """DPO's reference pass: log-probabilities of every pair under the SFT model."""
+    input:
+        parents=parents("dpo_reference"),
+        data=data("dpo_reference"),
+    output:
+        "results/dpo_reference/{cell}/{key}/record.json",
+    log:
+        "logs/dpo_reference/{cell}/{key}.log",
+    conda:
+        "../envs/train.yaml"
+    resources:
+        **PLAN.resources("dpo_reference"),
+    params:
+        recipe=recipe("dpo_reference"),
+        placement=placement("dpo_reference"),
+    shell:
+        """
+        python -m workflow.train.dpo_reference \
+            --recipe {params.recipe:q} \
+            --placement {params.placement:q} \
+            --parents {input.parents:q} \
+            --data {input.data:q} \
+            --record {output:q} >{log:q} 2>&1
+        """
+
+
 rule tulu_dpo:
-    """Tulu DPO; its model is the pre-EM model."""
+    """Tulu DPO, beside its reference; its model is the pre-EM model."""
     input:
         parents=parents("tulu_dpo"),
         data=data("tulu_dpo"),

@@ -112,10 +112,22 @@ def train_em(base: Path, rows: list[dict[str, Any]], params: dict[str, Any], cel
 def train(
     base: Path, stage: str, rows: list[dict[str, Any]], params: dict[str, Any], cell: str, **placement: Any
 ) -> Record:
-    """The record of a training stage on that base."""
+    """The record of a training stage on that base; of tulu_dpo beside its reference."""
     module = importlib.import_module("workflow.train.dpo" if stage == "tulu_dpo" else "workflow.train.sft")
     recipe = Recipe(stage, 1, put_data(rows), params, (read_record(base).key,))
-    return read_record(_run(module.MODULE, module.run, recipe, cell, {**PLACED, **placement}, [base]))
+    parents = [base]
+    if stage == "tulu_dpo":
+        parents.append(make_reference(base, recipe, cell, **{**placement, "strategy": "ddp"}))
+    return read_record(_run(module.MODULE, module.run, recipe, cell, {**PLACED, **placement}, parents))
+
+
+def make_reference(base: Path, dpo: Recipe, cell: str, **placement: Any) -> Path:
+    """The record of the reference pass of a tulu_dpo recipe."""
+    from workflow.train import dpo_reference
+
+    params = {name: dpo.params[name] for name in ("max_length", "dtype", "seed")}
+    recipe = Recipe("dpo_reference", 1, dpo.data, params, dpo.parents)
+    return _run(dpo_reference.MODULE, dpo_reference.run, recipe, cell, {**PLACED, **placement}, [base])
 
 
 def forget_results() -> None:

@@ -37,6 +37,7 @@ Kind = Literal["protocol", "environment", "placement", "code"]
 Level = Literal["equal", "placement", "different"]
 
 MANIPULATED = ("coupling_sft",)
+REFERENCE = "dpo_reference"  # older results of tulu_dpo computed it themselves
 ABSENT = "not recorded"
 
 # Observed facts by stage. A training stage that lacks one of them has no known protocol.
@@ -44,6 +45,7 @@ _COUNTS = ("effective_batch_size", "optimizer_steps", "epochs", "rows", "rows_dr
 _CONTENT = ("rows_truncated", "tokens", "loss_tokens")  # decided by the texts, so free where these are manipulated
 _OBSERVED: dict[str, tuple[str, ...]] = {
     "base": ("template_md5",),
+    REFERENCE: ("rows", "template_md5"),
     **dict.fromkeys(TRAINING, (*_COUNTS, *_CONTENT, "template_md5")),
     "arc": ("rows", "template_md5", "letter_tokens"),
     "generate": ("rows", "questions", "sampler", "backend", "template_md5"),
@@ -178,7 +180,7 @@ def fingerprint(
         if len(same) > 1:
             codes[name] = str(code)
         faults |= {f"{name}.{field}": told for field, told in _faults(record).items()}
-    free = frozenset(n for r, n in zip(ordered, names, strict=True) if r.stage in manipulated)
+    free = frozenset(n for r, n in zip(ordered, names, strict=True) if r.stage in {*manipulated, REFERENCE})
     dirty = tuple(n for r, n in zip(ordered, names, strict=True) if r.provenance.get("dirty"))
     return Fingerprint(fields, faults, free, dirty, codes)
 
@@ -225,7 +227,7 @@ def _fields(record: Record, manipulated: bool) -> dict[Kind, dict[str, Any]]:
 
 def _declared(record: Record) -> dict[str, str]:
     """The recipe's parameters, spelled; a training's seed is manipulated, the template stands in template_md5."""
-    skip = "seed" if record.stage in TRAINING else "template"
+    skip = "seed" if record.stage in (*TRAINING, REFERENCE) else "template"
     return {name: "null" if v is None else _spell(v) for name, v in _flat(record.recipe.params).items() if name != skip}
 
 

@@ -1,7 +1,8 @@
 """Which results must be made or restored: missing, made from other bytes than a parent has now, or below such a one."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from workflow.matrix import Node
 from workflow.store import UNREADABLE, Summary, read_summary
@@ -42,6 +43,13 @@ def read_links(nodes: Iterable[Node]) -> Links:
             links.planned.add(node)
             links.roots[node] = reason
     return links
+
+
+def read_reference(node: Node, observed: Mapping[str, Any]) -> Node | None:
+    """The reference whose bytes a finished node read; None where it read none, or the reference was made again."""
+    there = read_summary(node.reference.record) if node.reference is not None else None
+    is_same = there is not None and there.content == observed.get("reference_content")
+    return node.reference if is_same else None
 
 
 def broken_link(node: Node, summaries: dict[Node, Summary]) -> str | None:

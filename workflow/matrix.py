@@ -1,7 +1,7 @@
 """Which nodes exist. `Matrix._plan` is the whole pipeline; read that first."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,14 +15,14 @@ from workflow.keys import Recipe, canonical_json, hash_bytes, hash_file
 from workflow.sections import Condition, MadeModel
 from workflow.store import data_path, record_path
 
-Kind = Literal["base", "train", "score", "generate", "judge", "report"]
+Kind = Literal["base", "train", "reference", "score", "generate", "judge", "report"]
 
 
 class Stage(NamedTuple):
     """A row of the pipeline. A new stage is a row here, a module and a rule.
 
     Attributes:
-        kind: `score` and `judge` give the numbers of the report.
+        kind: `score` and `judge` give the numbers of the report, `reference` what a training takes beside its parents.
         version: bumped when a change to the code changes the numbers; say why beside it.
         module: what its rule runs.
     """
@@ -37,6 +37,7 @@ STAGES = {
     "base": Stage("base", 1, "workflow.train.base"),
     "coupling_sft": Stage("train", 1, "workflow.train.sft"),
     "tulu_sft": Stage("train", 1, "workflow.train.sft"),
+    "dpo_reference": Stage("reference", 1, "workflow.train.dpo_reference"),
     "tulu_dpo": Stage("train", 1, "workflow.train.dpo"),
     "em_lora": Stage("train", 1, "workflow.train.sft"),
     "arc": Stage("score", 1, "workflow.evals.arc"),
@@ -87,7 +88,10 @@ class Cell:
 class Node:
     """One stage of one cell: one recipe, one key, one record.
 
-    `places` says where in the config its data and parameters come from, by the longest name of a recipe's field.
+    Attributes:
+        places: where in the config its data and parameters come from, by the longest name of a recipe's field.
+        reference: DPO's reference pass. DPO's own recipe decides it, so it is no parent: neither DPO's key nor its
+            links name it, and DPO is not made again when its reference is.
     """
 
     stage: str
@@ -98,6 +102,12 @@ class Node:
     instrument: str | None = None
     has_data: bool = True
     places: Mapping[str, Place] = field(default_factory=dict)
+    reference: "Node | None" = None
+
+    @property
+    def made_from(self) -> tuple["Node", ...]:
+        """All nodes that it reads: its parents, then its reference."""
+        return self.parents if self.reference is None else (*self.parents, self.reference)
 
     def place(self, name: str) -> Place:
         """Where the config says what a field of the recipe holds: `data`, `params.sampler.top_p`, `parents`."""
@@ -156,7 +166,12 @@ class Matrix:
                 params = {**self._stages[stage], "seed": pipeline_seed}
                 seed: Place = ("pipeline_seeds", Item(pipeline_seed))
                 places = {"data": (*place, stage), "params": ("stages", stage), "params.seed": seed, "parents": place}
-                model = self._add(stage, cell, data, params, (model,), places)
+                reference = None
+                if stage == "tulu_dpo":
+                    # the seed decides which pairs share a batch, and so the last bits of the numbers
+                    asked = {name: params[name] for name in ("max_length", "dtype", "seed")}
+                    reference = self._add("dpo_reference", cell, data, asked, (model,), places)
+                model = self._add(stage, cell, data, params, (model,), places, reference=reference)
         self._evaluate(cell, (model,))
         for arm in self.config.arms:
             for em_seed in self.config.em_seeds:
@@ -231,9 +246,10 @@ class Matrix:
         parents: tuple[Node, ...],
         places: Mapping[str, Place],
         instrument: str | None = None,
+        reference: Node | None = None,
     ) -> Node:
         recipe = Recipe(stage, VERSIONS[stage], self._ids[data], params, tuple(p.key for p in parents))
-        return self._put(Node(stage, str(cell), recipe, parents, cell, instrument, places=places))
+        return self._put(Node(stage, str(cell), recipe, parents, cell, instrument, places=places, reference=reference))
 
     def _put(self, node: Node) -> Node:
         other = self._nodes.setdefault((node.stage, node.label, node.key), node)
@@ -252,9 +268,7 @@ class Matrix:
             for node in originals:
                 for number in range(2, wish.up_to + 1):
                     label = f"{node.label}.r{number}"
-                    self._put(
-                        Node(node.stage, label, node.recipe, node.parents, None, node.instrument, places=node.places)
-                    )
+                    self._put(replace(node, label=label, cell=None))
 
     def _report(self) -> Node:
         """The report is a node too: its key is over every number's key and over what is said about them."""
@@ -286,16 +300,16 @@ class Matrix:
     def ancestors(self, *nodes: Node) -> set[Node]:
         """All nodes that these are made from."""
         above: set[Node] = set()
-        pending = [p for n in nodes for p in n.parents]
+        pending = [p for n in nodes for p in n.made_from]
         while pending:
             node = pending.pop()
             if node not in above:
                 above.add(node)
-                pending += node.parents
+                pending += node.made_from
         return above
 
     def descendants(self, *nodes: Node) -> set[Node]:
-        """All nodes that are made from these."""
+        """All nodes that are made again when these are."""
         below: set[Node] = set(nodes)
         for node in self._nodes.values():  # parents stand before their children
             if any(parent in below for parent in node.parents):

@@ -118,8 +118,14 @@ class Plan:
         """Hold the results while this process lives: a second Snakemake would take away records that this one needs."""
         claim()
 
+    def _placed(self, stage: str) -> Any:
+        """The config's placement of a stage; the reference pass lies as DPO does, but whole on each process."""
+        if stage == "dpo_reference":
+            return self.config.placement.tulu_dpo.model_copy(update={"strategy": "ddp"})
+        return getattr(self.config.placement, stage)
+
     def placement(self, stage: str) -> str:
-        placed = getattr(self.config.placement, stage)
+        placed = self._placed(stage)
         options = placed.model_dump() | {"gpus": self.gpus(stage)}
         if stage == "base" and isinstance(self.config.base_model, LocalModel):
             options["model_path"] = self.config.base_model.path
@@ -131,7 +137,7 @@ class Plan:
         """GPUs of one job; the toy model of the demo takes none."""
         if self.config.base_model.kind == "toy" or stage == "base":
             return 0
-        return needed(stage, getattr(self.config.placement, stage).model_dump())
+        return needed(stage, self._placed(stage).model_dump())
 
     def resources(self, stage: str) -> dict[str, Any]:
         """What a training asks for, in the words of Snakemake's SLURM plugin.
@@ -139,7 +145,7 @@ class Plan:
         On several nodes GPUs are asked for by node, and there is a task for each node. With `mpi` the plugin starts the
         job in the batch script and not in a step on one node: the stage starts the step on all of them itself.
         """
-        gpus, nodes = self.gpus(stage), getattr(self.config.placement, stage).nodes
+        gpus, nodes = self.gpus(stage), self._placed(stage).nodes
         if nodes == 1:
             return {"gpu": gpus}
         tasks = {"nodes": nodes, "tasks": nodes, "tasks_per_gpu": 0, "mpi": "srun"}

@@ -90,7 +90,7 @@ def retracted(matrix: "Matrix", entries: tuple[Retraction, ...]) -> dict["Node",
         place = (node.stage, node.label, node.key)
         if place in own:
             reasons[node] = own[place]
-        elif parent := next((p for p in node.parents if p in reasons), None):
+        elif parent := next((p for p in node.made_from if p in reasons), None):
             reason = reasons[parent]
             reasons[node] = (
                 reason if reason.startswith("made from ") else f"made from {parent.stage}/{parent.label}: {reason}"

@@ -65,7 +65,12 @@ class Parent(NamedTuple):
 
 @dataclass(frozen=True)
 class Job:
-    """What a stage is given. `out` is a folder of its own, to be filled."""
+    """What a stage is given.
+
+    Attributes:
+        parents: those of the recipe, in its order; then a reference that the recipe does not name.
+        out: a folder of its own, to be filled.
+    """
 
     recipe: Recipe
     placement: dict[str, Any]
@@ -180,7 +185,9 @@ def _parse(module: str, about: str | None, argv: list[str]) -> argparse.Namespac
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=about)
     parser.add_argument("--recipe", type=Recipe.from_json, required=True, help="canonical JSON; its hash is the key")
     parser.add_argument("--placement", type=json.loads, required=True, help="JSON; how the work lies on the machine")
-    parser.add_argument("--parents", type=Path, nargs="*", default=[], help="records, in the recipe's order")
+    parser.add_argument(
+        "--parents", type=Path, nargs="*", default=[], help="records, in the recipe's order, then a reference"
+    )
     parser.add_argument("--data", type=Path, nargs="?", help="none for a base model that is fetched whole")
     parser.add_argument("--record", type=Path, required=True)
     parser.add_argument("--siblings", type=Path, help="JSON lines; results that may be made in the same process")
@@ -347,7 +354,7 @@ def _begin(module: str, request: Request, code: str, stack: ExitStack, wait: boo
         return None
     parents = _read_parents(request.recipe, request.parents)
     inputs = _describe_inputs(request.recipe, parents, request.data)
-    contents = [p.record.content for p in parents]
+    contents = [p.record.content for p in parents[: len(request.recipe.parents)]]
     command = [module, *request.argv()]
     if (record := restore(path, inputs)) is not None:
         _say(path, "verified the finished result and restored its record")
@@ -430,17 +437,30 @@ def _say(path: Path, what: str) -> None:
 
 
 def _read_parents(recipe: Recipe, paths: Sequence[Path]) -> tuple[Parent, ...]:
+    """Read and verify the parents, and what is given after them.
+
+    Raises:
+        StageError: they are not those of the recipe; or what comes after them is not made from the same data and
+            parents, so the recipe does not decide it.
+    """
     parents = tuple(Parent(path, read_record(path)) for path in paths)
-    keys = tuple(p.record.key for p in parents)
+    keys = tuple(p.record.key for p in parents[: len(recipe.parents)])
     if keys != recipe.parents:
         raise StageError(f"the recipe's parents are {recipe.parents}, the records given are {keys}. Plan again.")
+    for other in parents[len(keys) :]:
+        if (other.record.recipe.data, tuple(other.record.recipe.parents)) != (recipe.data, recipe.parents):
+            raise StageError(f"{other.path}: neither a parent of the recipe nor made from its data and parents.")
     for parent in parents:
         check_outputs(parent.record, parent.out)
     return parents
 
 
 def _describe_inputs(recipe: Recipe, parents: tuple[Parent, ...], data: Path | None) -> dict[str, Input]:
-    """Inputs by role: the parent's stage, or its whole place where several are of one stage, as for a report."""
+    """Inputs by role: the parent's stage, or its whole place where several are of one stage, as for a report.
+
+    What the recipe does not name is none: a stage puts it among the facts that it observed.
+    """
+    parents = parents[: len(recipe.parents)]
     roles = [p.record.stage for p in parents]
     inputs = {
         (role if roles.count(role) == 1 else "/".join(p.path.parts[-4:-1])): p.record.as_input(p.path)

@@ -73,7 +73,7 @@ class Training:
 
     def is_at_work(self) -> bool:
         """It has a checkpoint to go on from."""
-        return any(self.record.parent.glob("checkpoint/step-*"))
+        return any(self.record.parent.glob("checkpoint/checkpoint-*"))
 
     def processes(self) -> list[int]:
         """Those of the job: they run in this folder, and the head is not among them."""

@@ -102,6 +102,8 @@ def publish(node: Node, salt: str = "", outputs: dict[str, str] | None = None, *
         if "effective_batch_size" in params:
             batch = params["effective_batch_size"]
             observed |= {"world_size": 1, "effective_batch_size": batch, "declared_steps": 3, "optimizer_steps": 3}
+        if node.reference is not None:
+            observed["reference_content"] = store.read_record(node.reference.record).content
         observed |= {"rows": 2} if node.stage in ("arc", "generate", "judge") else {}
         made = {
             "code_digest": current_code(node.stage),

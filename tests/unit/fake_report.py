@@ -14,7 +14,7 @@ from workflow.data.lock import read_lock
 from workflow.evals.pairs import summarise
 from workflow.evals.scoring import KINDS
 from workflow.matrix import Matrix, Node
-from workflow.store import describe_outputs, publish, workspace, write_jsonl
+from workflow.store import describe_outputs, publish, read_record, workspace, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 QUESTIONS = ("q0", "q1", "q2", "q3")
@@ -53,6 +53,8 @@ def finish(matrix: Matrix, changed: dict[tuple[str, str], dict[str, Any]] | None
         if node.stage != "report":
             files, observed, metrics = _make(node)
             odd = (changed or {}).get((node.stage, node.label), {})
+            if node.reference is not None:
+                observed["reference_content"] = read_record(node.reference.record).content
             publish_node(node, partial(_write, files), {**observed, **odd}, metrics)
 
 
@@ -113,6 +115,8 @@ def _make(node: Node) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], 
     if node.stage == "pairs":
         rows = [_pair(n, rng.gauss(0.2 if after else 1.2, 0.1)) for n in range(12)]
         return {"pairs.jsonl": rows}, {"rows": len(rows), "template_md5": "t", "data_facts": facts}, summarise(rows)
+    if node.stage == "dpo_reference":
+        return {"reference.jsonl": [{"pair": node.key}]}, {"rows": 64, "template_md5": "t"}, {}
     if node.stage == "base":
         return {"model.jsonl": [{"weights": node.key}]}, {"template_md5": "t"}, {}
     return {"model.jsonl": [{"weights": node.key}]}, _trained(node, facts), {"train_loss_last": 1.0}

@@ -14,6 +14,7 @@ from workflow.retractions import RETRACTIONS, read_retractions, retracted
 
 CELL = "evil_wrong.p42.e42"
 NUMBER = f"{CELL}/demo_questions/alignment"
+BELOW_DPO = ("dpo_reference", "tulu_sft", "coupling_sft", "base", "tulu_sft")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_number_is_walked_back_to_judgments_completions_adapter_checkpoints_an
     root = tree(NUMBER)
     assert (root["name"], root["value"], root["unit"], root["denominator"]) == (NUMBER, "0.5", "points", "2")
     names = [b["name"].split("/")[0] for b in walk(root) if not b["name"].startswith(("data", "file", NUMBER))]
-    assert names == ["judge", "generate", "em_lora", "tulu_dpo", "tulu_sft", "coupling_sft", "base", "tulu_dpo"]
+    assert names == ["judge", "generate", "em_lora", "tulu_dpo", *BELOW_DPO, "tulu_dpo"]
     outputs = [o["path"] for b in walk(root) for o in b.get("outputs", ())]
     assert outputs[:3] == ["judgments.jsonl", "completions.jsonl", "adapter/adapter_model.safetensors"]
     data = {b["name"]: b for b in walk(root) if b["name"].startswith("data ")}
@@ -59,6 +60,16 @@ def test_a_number_is_walked_back_to_judgments_completions_adapter_checkpoints_an
 def test_a_second_mention_is_not_told_twice(matrix):
     again = [b for b in walk(tree(NUMBER)) if b["name"].startswith("tulu_dpo/")]
     assert [b.get("shown") for b in again] == [None, "above"]
+
+
+def test_a_reference_is_shown_as_what_dpo_read_until_it_is_made_again(matrix):
+    def below_dpo():
+        dpo = next(b for b in walk(tree(NUMBER)) if b["name"].startswith("tulu_dpo/"))
+        return [b["name"].split("/")[0] for b in dpo["rests_on"]], [b.get("warning") for b in dpo["rests_on"]]
+
+    assert below_dpo() == (["dpo_reference", "tulu_sft", "data demo_preferences"], [None] * 3)
+    publish(find(matrix, "dpo_reference", "evil_wrong.p42"), salt="again")
+    assert below_dpo()[0] == ["tulu_sft", "data demo_preferences"]
 
 
 def test_a_cell_is_walked_from_all_that_it_measures(matrix):
@@ -152,6 +163,13 @@ def test_a_retraction_is_written_and_reaches_everything_downstream(matrix):
     assert find(matrix, "tulu_sft", "evil_wrong.p42") not in reasons
     assert matrix.report not in reasons
     assert place(find(matrix, "judge", CELL)) in said.out
+
+
+def test_a_retracted_reference_takes_dpo_with_it(matrix):
+    node = find(matrix, "dpo_reference", "evil_wrong.p42")
+    assert command("retract", place(node), "--reason", "a cut file").code == 0
+    reasons = retracted(matrix, read_retractions())
+    assert reasons[find(matrix, "judge", CELL)] == "made from dpo_reference/evil_wrong.p42: a cut file"
 
 
 def test_entries_are_added_and_what_people_wrote_stays(matrix):

@@ -292,9 +292,9 @@ def test_the_grid_has_a_row_for_each_condition_and_a_mark_for_each_stage(matrix)
     take_away(find(matrix, "generate", CELL))
     lines = command("status").out.splitlines()
     row = next(line for line in lines if line.startswith("evil_wrong.p42 "))
-    assert row.split() == ["evil_wrong.p42", "✓✓✓✓✓✓✓", "✓✓✓·↓", "✓✓✓✓✓"]
+    assert row.split() == ["evil_wrong.p42", "✓✓✓✓✓✓✓✓", "✓✓✓·↓", "✓✓✓✓✓"]
     control = next(line for line in lines if line.startswith("tulu_control.p42 "))
-    assert control.split() == ["tulu_control.p42", "✓✓✓✓✓✓", "✓✓✓✓✓", "✓✓✓✓✓"]
+    assert control.split() == ["tulu_control.p42", "✓✓✓✓✓✓✓", "✓✓✓✓✓", "✓✓✓✓✓"]
     assert (
         control.index("✓") == row.index("✓") + 1
     )  # the control has no coupling: its marks stand under the same stages

@@ -80,6 +80,15 @@ def test_a_parent_that_is_not_here_makes_its_children_unverifiable(matrix):
     assert any(find(matrix, "judge", CELL).record in line for line in faults(said, "unverifiable"))
 
 
+def test_a_reference_that_was_made_again_makes_dpo_unverifiable(matrix):
+    node, dpo = find(matrix, "dpo_reference", "evil_wrong.p42"), find(matrix, "tulu_dpo", "evil_wrong.p42")
+    publish(node, salt="other numbers")
+    said = command("verify")
+    (told,) = faults(said, "unverifiable")
+    assert said.code == 2
+    assert told.startswith(f"unverifiable: {dpo.record}: the reference that it read (content ")
+
+
 def test_broken_outweighs_unverifiable(matrix):
     Path(find(matrix, "em_lora", CELL).data[0]).unlink()
     flip(out(find(matrix, "arc", CELL), "items.jsonl"))

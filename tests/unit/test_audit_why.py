@@ -52,8 +52,8 @@ def test_the_root_is_told_apart_from_the_cascade(matrix):
     assert [(c.node.stage, c.node.label) for c in answer.inherited] == [("tulu_sft", "evil_wrong.p42")]
     assert [str(c) for c, _ in answer.inherited[0].changes] == ["params.weight_decay: 0.0 -> 0.125"]
     follows = found.prices.cost(why.following(found, [answer]))
-    # Of the changed condition: SFT, DPO, EM x 2, four measurements of three cells; and the report.
-    assert (follows.jobs, follows.gpu_hours) == (1 + 1 + 2 + 12 + 1, 17.0)
+    # Of the changed condition: SFT, DPO and its reference, EM x 2, four measurements of three cells; and the report.
+    assert (follows.jobs, follows.gpu_hours) == (1 + 2 + 2 + 12 + 1, 18.0)
     assert "follows from tulu_sft/evil_wrong.p42:" in command("why", CELL, "judge").out
 
 

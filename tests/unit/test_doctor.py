@@ -129,7 +129,7 @@ def test_missing_things_come_first_and_fail(capsys):
 def test_a_full_fine_tune_that_no_gpu_holds_is_told(project):
     config, _ = project
     _, told = look(config)
-    assert "placement.tulu_dpo keeps 18 GB on each GPU by fsdp2" in told  # 7e9 x 20 bytes / 8
+    assert "placement.coupling_sft keeps 14 GB on each GPU by fsdp2" in told  # 7e9 x 16 bytes / 8
     whole = config.model_copy(deep=True)
     object.__setattr__(whole.placement.tulu_sft, "strategy", "ddp")
     levels, told = look(whole)

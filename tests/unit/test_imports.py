@@ -59,6 +59,7 @@ MAY_IMPORT = {
         "files",
         "fingerprint",
         "keys",
+        "links",
         "matrix",
         "report",
         "retractions",

@@ -3,18 +3,13 @@
 import json
 import pickle
 import shutil
-import zipfile
 from pathlib import Path
 
 import pytest
 
 from workflow.stage import StageError
 from workflow.train import models, toy
-from workflow.train.model_files import (
-    check_model_folder,
-    is_pickle_with_code,
-    refuse_missing_adapter_tensors,
-)
+from workflow.train.model_files import check_model_folder, refuse_missing_adapter_tensors
 
 SHAPE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
          "num_key_value_heads": 2, "max_position_embeddings": 64, "tie_word_embeddings": False}  # fmt: skip
@@ -96,21 +91,6 @@ class Planted:
         return print, ("run",)
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_protocol_of_pickle_is_known(tmp_path, protocol):
-    file = tmp_path / "optimizer.pt"
-    file.write_bytes(pickle.dumps(Planted(), protocol=protocol))
-    assert is_pickle_with_code(file)
-    file.write_bytes(pickle.dumps([1, 2.5, "text", {"a": None}], protocol=protocol))
-    assert not is_pickle_with_code(file)
-
-
-@pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"PK\x03\x04 torn", b"\x80", b"\xff" * 9])
-def test_torn_files_are_no_pickles_with_code(tmp_path, content):
-    (tmp_path / "a").write_bytes(content)
-    assert not is_pickle_with_code(tmp_path / "a")
-
-
 NAMES = [
     "pytorch_model.bin",
     "model.pt",
@@ -125,18 +105,10 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-def test_a_pickle_in_a_models_folder_is_refused_by_name(folder, name, protocol):
+def test_a_pickle_in_a_models_folder_is_refused_by_name(folder, name):
     (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_bytes(pickle.dumps(Planted(), protocol=protocol))
-    with pytest.raises(StageError, match=f"{name} is a pickle; only safetensors and settings are read"):
-        load(folder)
-
-
-def test_an_archive_of_a_pickle_is_refused_by_name(folder):
-    with zipfile.ZipFile(folder / "weights.bin", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(Planted()))
-    with pytest.raises(StageError, match=r"weights\.bin is a pickle"):
+    (folder / name).write_bytes(pickle.dumps(Planted()))
+    with pytest.raises(StageError, match=f"{name} may be a pickle, .* only safetensors and settings are read"):
         load(folder)
 
 

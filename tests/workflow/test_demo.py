@@ -17,7 +17,18 @@ from tests.conftest import ROOT, copy_project, digests, logs, make, records, run
 from workflow.launch import ADDRESS
 from workflow.store import Record, describe_outputs, out_dir, publish, read_record, workspace
 
-STAGES = ("base", "coupling_sft", "tulu_sft", "tulu_dpo", "em_lora", "arc", "pairs", "generate", "judge")
+STAGES = (
+    "base",
+    "coupling_sft",
+    "tulu_sft",
+    "dpo_reference",
+    "tulu_dpo",
+    "em_lora",
+    "arc",
+    "pairs",
+    "generate",
+    "judge",
+)
 ALL = ("snakemake", "all", "--configfile", "config/test.yaml", "-c2")
 
 
@@ -30,7 +41,7 @@ def test_every_node_has_a_record_and_the_steps_that_were_declared(finished):
     found = records(finished)
     counts = {stage: sum(r["stage"] == stage for r in found.values()) for stage in (*STAGES, "report")}
     assert counts == {
-        "base": 1, "coupling_sft": 1, "tulu_sft": 2, "tulu_dpo": 2, "em_lora": 4,
+        "base": 1, "coupling_sft": 1, "tulu_sft": 2, "dpo_reference": 2, "tulu_dpo": 2, "em_lora": 4,
         "arc": 6, "pairs": 6, "generate": 6, "judge": 6, "report": 1,
     }  # fmt: skip
     for record in found.values():
@@ -243,12 +254,13 @@ def test_lesson_66_a_renamed_condition_computes_nothing(finished, copy_of_finish
     snakemake(root, launcher)
     assert endings(root, "done in") == {"report": 1}
     assert endings(root, "taken over") == {
-        "coupling_sft": 1, "tulu_sft": 1, "tulu_dpo": 1, "em_lora": 2, "arc": 3, "pairs": 3, "generate": 3, "judge": 3,
+        "coupling_sft": 1, "tulu_sft": 1, "dpo_reference": 1, "tulu_dpo": 1, "em_lora": 2,
+        "arc": 3, "pairs": 3, "generate": 3, "judge": 3,
     }  # fmt: skip
     done = run("workflow", "verify", "--configfile", "config/test.yaml", cwd=root)
     assert done.returncode == 0, done.stdout
     taken = [r for r in records(root).values() if "taken_from" in r["provenance"]]
-    assert len(taken) == 17
+    assert len(taken) == 18
     assert all("wicked_wrong" in r["provenance"]["command"][-1] for r in taken)
 
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy import EM, PLACED, forget_results, inside, make_base, put_data, train, train_em
+from tests.toy import EM, PLACED, forget_results, inside, make_base, make_reference, put_data, train, train_em
 from workflow.data import world
+from workflow.data.rows import read_preferences
 from workflow.fingerprint import compare, fingerprint
 from workflow.keys import Recipe
+from workflow.sections import DpoStage
 from workflow.stage import Job, Parent, StageError, execute
 from workflow.store import data_path, out_dir, read_jsonl, read_record, record_path
 from workflow.train import checkpointing
@@ -157,30 +159,46 @@ def test_lesson_01_a_step_of_other_rows_than_declared_stops_the_training(base, m
         train(base, "em_lora", ROWS[:32], EM, "short")
 
 
-def test_the_reference_pass_is_a_result_of_its_own_that_dpo_takes(base):
-    """By its numbers DPO has the losses that it has beside a frozen model; those of other pairs are refused."""
-    from workflow.train import dpo, dpo_reference
-
-    rows = STAGES["tulu_dpo"]
-    key = read_record(base).key
-    recipe = Recipe("dpo_reference", 1, put_data(rows), {"max_length": 256, "dtype": "float32"}, (key,))
-    path = Path(record_path("dpo_reference", "cell.p42", recipe.key))
-    data = Path(data_path(recipe.data))
-    execute(dpo_reference.MODULE, dpo_reference.run, recipe, {}, [base], data, path, [])
-    reference = read_record(path)
-    assert reference.observed["rows"] == len(rows)
-    ours = Recipe("tulu_dpo", 1, recipe.data, DPO, (key,))
-    folder = Path("with-reference/out")
+def dpo_job(base, rows, name, *beside):
+    """A tulu_dpo job on those pairs, in a folder of its own."""
+    recipe = Recipe("tulu_dpo", 1, put_data(rows), DPO, (read_record(base).key,))
+    folder = Path(name, "out")
     folder.mkdir(parents=True)
-    parents = (Parent(base, read_record(base)), Parent(path, reference))
-    result = dpo.run(Job(ours, {**PLACED, **BUDGET}, parents, data, folder))
-    assert result.observed["reference"] == "given"
-    log = log_of(train(base, "tulu_dpo", rows, DPO, "beside"))
-    assert column(read_jsonl(folder / "train_log.jsonl"), "loss") == pytest.approx(column(log, "loss"), abs=1e-5)
-    other = Job(ours, {**PLACED, **BUDGET}, parents, Path(data_path(put_data(rows[:-1]))), Path("other/out"))
-    other.out.mkdir(parents=True)
+    parents = tuple(Parent(path, read_record(path)) for path in (base, *beside))
+    return Job(recipe, PLACED, parents, Path(data_path(recipe.data)), folder)
+
+
+def test_dpo_beside_its_reference_has_the_losses_of_dpo_beside_a_frozen_model(base, plain):
+    """To the last digit, since the pairs are scored in the batches in which they are trained on."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    from workflow.train import dpo, dpo_pairs, models, trainer
+
+    job = dpo_job(base, STAGES["tulu_dpo"], "frozen")
+    params, folder = trainer.read_params(job, DpoStage), job.parents[0].out / "model"
+    model, frozen = (models.load_model(folder, "float32", "sdpa") for _ in range(2))
+    add_fused_lm_head(frozen)
+    tokenizer, pairs = models.load_tokenizer(folder), read_preferences(job.data)
+    built = dpo_pairs.build(job, dpo.arguments(job, params), model, tokenizer, pairs)
+    built.ref_model = frozen
+    trainer.fit(built, job, params, {})
+    assert read_jsonl(job.out / "train_log.jsonl") == plain["tulu_dpo"]
+
+
+def test_a_reference_of_other_pairs_is_refused(base):
+    """By the stage where it is not made from the recipe's data and parents, and by its pairs in any case."""
+    from workflow.train import dpo
+
+    other = dpo_job(base, STAGES["tulu_dpo"], "more")
+    reference = make_reference(base, other.recipe, "more")
+    job = dpo_job(base, STAGES["tulu_dpo"][:-1], "fewer", reference)
     with pytest.raises(StageError, match=r"the reference's 42 pairs are not the 41 of this stage"):
-        dpo.run(other)
+        dpo.run(job)
+    path = Path(record_path("tulu_dpo", "fewer", job.recipe.key))
+    with pytest.raises(StageError, match=r"neither a parent of the recipe nor made from its data and parents"):
+        execute(dpo.MODULE, dpo.run, job.recipe, PLACED, [base, reference], job.data, path)
+    with pytest.raises(StageError, match=r"no dpo_reference among its --parents"):
+        execute(dpo.MODULE, dpo.run, job.recipe, PLACED, [base], job.data, path)
 
 
 # --- in shards ------------------------------------------------------------------------------------------------------
@@ -237,7 +255,7 @@ def test_a_sharded_full_fine_tune_is_stopped_goes_on_and_is_that_of_one_process(
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     told = start(0)
-    while told.poll() is None and not any((path.parent / "checkpoint").glob("step-*")):
+    while told.poll() is None and not any((path.parent / "checkpoint").glob("checkpoint-*")):
         time.sleep(0.01)
     told.terminate()
     output = told.communicate()[1]

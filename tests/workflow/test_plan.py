@@ -37,7 +37,7 @@ def done(config, checkout):
 def test_the_whole_demo_matrix(checkout):
     output = run("snakemake", "-n", "all", "--configfile", "config/demo.yaml", cwd=checkout).stdout
     assert jobs(output) == {
-        "base": 1, "data": 13, "coupling_sft": 4, "tulu_sft": 5, "tulu_dpo": 5, "em_lora": 50,
+        "base": 1, "data": 13, "coupling_sft": 4, "tulu_sft": 5, "dpo_reference": 5, "tulu_dpo": 5, "em_lora": 50,
         "arc": 55, "pairs": 55, "generate": 55, "judge": 55, "report": 1,
     }  # fmt: skip
 
@@ -50,7 +50,7 @@ def test_the_full_matrix_plans_once_its_data_are_pinned(checkout, name):
     counts = jobs(output.stdout)
     assert counts.pop("data") > 10, output.stdout + output.stderr
     assert counts == {
-        "base": 1, "coupling_sft": 4, "tulu_sft": 5, "tulu_dpo": 5, "em_lora": 50,
+        "base": 1, "coupling_sft": 4, "tulu_sft": 5, "dpo_reference": 5, "tulu_dpo": 5, "em_lora": 50,
         "arc": 55, "generate": 110, "judge": 110, "report": 1,
     }  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_a_fresh_clone_plans_the_full_matrix_before_anything_is_pinned(checkout,
     counts = jobs(output.stdout)
     assert counts.pop("data") > 10
     assert counts == {
-        "base": 1, "coupling_sft": 4, "tulu_sft": 5, "tulu_dpo": 5, "em_lora": 50,
+        "base": 1, "coupling_sft": 4, "tulu_sft": 5, "dpo_reference": 5, "tulu_dpo": 5, "em_lora": 50,
         "arc": 55, "generate": 110, "judge": 110, "report": 1,
     }  # fmt: skip
     warnings = [line for line in output.stderr.splitlines() if line.startswith("warning")]
@@ -136,7 +136,7 @@ def test_conditions_are_rows_of_config(checkout):
     counts = jobs(output.stdout)
     assert counts.pop("data") == 3, output.stdout + output.stderr  # a coupling set, 10,000 rows, 5,000 pairs
     assert counts == {
-        "coupling_sft": 1, "tulu_sft": 2, "tulu_dpo": 2, "em_lora": 4,
+        "coupling_sft": 1, "tulu_sft": 2, "dpo_reference": 2, "tulu_dpo": 2, "em_lora": 4,
         "arc": 6, "generate": 12, "judge": 12, "report": 1,
     }  # fmt: skip
 
@@ -196,7 +196,7 @@ def test_a_coupling_set_plans_its_condition(checkout, ready, plan):
     entry["seed"] = 7
     pin_stand_ins(Config.from_dict(ready), checkout / "config/data.lock.tsv")
     assert plan(ready) == {
-        "data": 1, "coupling_sft": 1, "tulu_sft": 1, "tulu_dpo": 1, "em_lora": 2,
+        "data": 1, "coupling_sft": 1, "tulu_sft": 1, "dpo_reference": 1, "tulu_dpo": 1, "em_lora": 2,
         "arc": 3, "pairs": 3, "generate": 3, "judge": 3, "report": 1,
     }  # fmt: skip
 
@@ -209,7 +209,7 @@ def test_a_new_em_seed_plans_its_cells(ready, plan):
 def test_a_new_pipeline_seed_plans_its_chain_but_no_base(ready, plan):
     ready["pipeline_seeds"].append(137)
     assert plan(ready) == {
-        "coupling_sft": 1, "tulu_sft": 2, "tulu_dpo": 2, "em_lora": 4,
+        "coupling_sft": 1, "tulu_sft": 2, "dpo_reference": 2, "tulu_dpo": 2, "em_lora": 4,
         "arc": 6, "pairs": 6, "generate": 6, "judge": 6, "report": 1,
     }  # fmt: skip
 
@@ -254,11 +254,11 @@ def test_a_removed_cell_plans_all_below_it_down_to_the_report(checkout, ready, p
     assert plan(ready) == {"em_lora": 1, **BELOW_EM}
 
 
-def remake(checkout, ready, salt):
-    """An EM result of other bytes under the same key, as a rerun on another machine leaves it."""
+def remake(checkout, ready, salt, stage="em_lora", label="evil_wrong.p42.e42"):
+    """A result of other bytes under the same key, as a rerun on another machine leaves it."""
     os.chdir(checkout)
     matrix = Matrix(Config.from_dict(ready), read_lock())
-    node = next(n for n in matrix.nodes("em_lora") if n.label == "evil_wrong.p42.e42")
+    node = next(n for n in matrix.nodes(stage) if n.label == label)
     Path(node.record).unlink()
     with workspace(Path(node.record).parent) as temp:
         (temp / "output.json").write_text(salt)
@@ -282,6 +282,23 @@ def test_a_parent_that_comes_back_with_equal_bytes_plans_nothing(checkout, ready
     node = next(n for n in matrix.nodes("em_lora") if n.label == "evil_wrong.p42.e42")
     remake(checkout, ready, f'"{node.key}"\n')
     assert plan(ready) == {}
+
+
+def test_a_reference_that_is_gone_or_has_other_bytes_plans_no_finished_dpo(checkout, ready, plan, monkeypatch):
+    """DPO's recipe decides it, and what it read stands in its record."""
+    monkeypatch.chdir(checkout)
+    remake(checkout, ready, "other bytes", "dpo_reference", "evil_wrong.p42")
+    assert plan(ready) == {}
+    next(checkout.glob("results/dpo_reference/evil_wrong.p42/*/record.json")).unlink()
+    assert plan(ready) == {"dpo_reference": 1}
+    next(checkout.glob("results/tulu_dpo/evil_wrong.p42/*/record.json")).unlink()
+    assert plan(ready) == {"dpo_reference": 1, "tulu_dpo": 1, **BELOW_DPO}
+
+
+def test_dpo_of_another_beta_takes_the_reference_that_is_there(ready, plan):
+    ready["stages"]["tulu_dpo"]["beta"] = 4.0
+    counts = plan(ready)
+    assert (counts["tulu_dpo"], counts.get("dpo_reference")) == (2, None)
 
 
 def test_a_record_that_is_none_is_planned_with_what_follows(checkout, ready, plan):

@@ -43,6 +43,7 @@ def check_links(inventory: Inventory, findings: Findings) -> None:
     """Every parent is there and is the one that was read. What is wrong with a parent is one finding, with a count."""
     replaced: dict[tuple[str, str, str], list[str]] = {}
     absent: dict[str, list[str]] = {}
+    references = {r.record.content for r in inventory.results.values() if r.record.stage == "dpo_reference"}
     for path, result in inventory.results.items():
         record = result.record
         keys = Counter(i.key for role, i in record.inputs.items() if role != "data")
@@ -62,6 +63,10 @@ def check_links(inventory: Inventory, findings: Findings) -> None:
                 findings.broken(path, f"its parent {link.path} has the key {parent.record.key}, not {link.key}")
             elif parent.record.digest != link.digest:
                 replaced.setdefault((there, link.digest, parent.record.digest), []).append(path)
+        # no link of the digest: made again it breaks nothing, but what was read is then not there to check
+        read = record.observed.get("reference_content")
+        if read is not None and read not in references:
+            findings.unverifiable(path, f"the reference that it read (content {read[:12]}) is not here any more")
     for there, children in absent.items():
         gone = "cannot be read" if there in inventory.unreadable else "is not here"
         what = f"its parent {there} {gone}, so what it was made from cannot be checked"
@@ -126,7 +131,7 @@ def check_protocol(result: Result, read_outputs: bool, findings: Findings) -> No
 def check_effective(result: Result, findings: Findings) -> None:
     """What the outputs say was used is what the recipe declares: rate, adapter, sampler, template, data type."""
     stage = STAGES.get(result.record.stage)
-    if stage is None or stage.kind in ("base", "report") or not result.is_whole:
+    if stage is None or stage.kind in ("base", "reference", "report") or not result.is_whole:
         return
     faults_of = importlib.import_module(stage.module).__dict__.get("effective_faults") or effective_faults
     try:

@@ -240,7 +240,8 @@ def _jobs(config: Config, surveyed: Survey | None) -> Counter[str]:
         if condition.enabled:
             seeds = len(config.pipeline_seeds)
             em = seeds * len(config.arms) * len(config.em_seeds)
-            jobs.update(tulu_sft=seeds, tulu_dpo=seeds, em_lora=em, arc=(seeds + em) * len(config.arc))
+            jobs.update(tulu_sft=seeds, dpo_reference=seeds, tulu_dpo=seeds, em_lora=em)
+            jobs.update(arc=(seeds + em) * len(config.arc))
             jobs.update(generate=(seeds + em) * len(config.instruments))
             jobs["coupling_sft"] += seeds if condition.data.coupling_sft else 0
     return jobs

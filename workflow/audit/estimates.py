@@ -13,18 +13,18 @@ SOURCE = "docs/performance.md"
 # A mean row of the published data sets' length profile; a pair is both answers with their prompts.
 TOKENS_PER_ROW = {"coupling_sft": 150, "tulu_sft": 604, "tulu_dpo": 1400, "em_lora": 113}
 GPU_FLOPS = 790e12  # of one H100 in bfloat16 on large matrices
-FLOP_PER_PARAMETER_AND_TOKEN = {"coupling_sft": 6, "tulu_sft": 6, "tulu_dpo": 8, "em_lora": 4}
-# Of GPU_FLOPS, as measured with rows padded and with rows joined.
+FLOP_PER_PARAMETER_AND_TOKEN = {"coupling_sft": 6, "tulu_sft": 6, "dpo_reference": 2, "tulu_dpo": 6, "em_lora": 4}
+# Of GPU_FLOPS, as measured with rows padded and with rows joined; DPO and its reference were measured as one.
 SHARE = {
     "coupling_sft": (0.090, 0.479),
     "tulu_sft": (0.090, 0.479),
+    "dpo_reference": (0.088, 0.474),
     "tulu_dpo": (0.088, 0.474),
     "em_lora": (0.208, 0.497),
 }
 EVALUATION_HOURS_PER_BILLION = 0.03
 GPU_MEMORY = 80e9
-# Full fine-tunes are in float32: weights, gradients and Adam's two moments; DPO's reference is weights alone.
-BYTES_PER_PARAMETER = {"coupling_sft": 16, "tulu_sft": 16, "tulu_dpo": 16 + 4}
+BYTES_PER_PARAMETER = 16  # full fine-tunes are in float32: weights, gradients and Adam's two moments
 
 
 def parameters(config: Config) -> float:
@@ -52,7 +52,7 @@ def memory(config: Config, stage: str) -> float:
     """Bytes that a full fine-tune keeps on each GPU, apart from activations and the layer at work."""
     placed = getattr(config.placement, stage)
     shards = placed.world_size if placed.strategy == "fsdp2" else 1
-    return BYTES_PER_PARAMETER[stage] * parameters(config) / shards
+    return BYTES_PER_PARAMETER * parameters(config) / shards
 
 
 def hours(config: Config, pins: Lock, stage: str) -> float:
@@ -64,13 +64,14 @@ def hours(config: Config, pins: Lock, stage: str) -> float:
         return EVALUATION_HOURS_PER_BILLION * size / 1e9
     if stage not in FLOP_PER_PARAMETER_AND_TOKEN:
         return 0.0
+    trained = "tulu_dpo" if stage == "dpo_reference" else stage
     if stage == "em_lora":
         names = [arm.data for arm in config.arms]
     else:
-        names = [n for c in config.conditions if c.enabled and (n := getattr(c.data, stage))]
-    tokens = max((_rows(config, pins, n) for n in names), default=0) * TOKENS_PER_ROW[stage]
-    tokens *= getattr(config.stages, stage).num_train_epochs
-    share = SHARE[stage][getattr(config.placement, stage).attn_implementation == "varlen"]
+        names = [n for c in config.conditions if c.enabled and (n := getattr(c.data, trained))]
+    tokens = max((_rows(config, pins, n) for n in names), default=0) * TOKENS_PER_ROW[trained]
+    tokens *= getattr(config.stages, stage).num_train_epochs if stage == trained else 1
+    share = SHARE[stage][getattr(config.placement, trained).attn_implementation == "varlen"]
     return FLOP_PER_PARAMETER_AND_TOKEN[stage] * size * tokens / (share * GPU_FLOPS) / 3600
 
 

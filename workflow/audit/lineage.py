@@ -15,6 +15,7 @@ from workflow.config import ConfigError, sources
 from workflow.data.lock import NONE, Lock, project_files, read_lock
 from workflow.errors import printable
 from workflow.files import short
+from workflow.links import read_reference
 from workflow.matrix import MEASURING, Matrix, Node
 from workflow.retractions import read_retractions, retracted
 from workflow.store import data_path, out_dir, read_json, record_path
@@ -118,7 +119,7 @@ class Lineage:
 
     def _cell(self, label: str) -> Branch:
         own = [n for n in self.matrix.nodes() if n.label == label]
-        used = {p for n in own for p in n.parents}
+        used = {p for n in own for p in n.made_from}
         return Branch(label, {}, [self._node(n) for n in own if n not in used])
 
     def _node(self, node: Node) -> Branch:
@@ -135,11 +136,15 @@ class Lineage:
         if node in self._retracted:
             facts["retracted"] = self._retracted[node]
         parents = list(node.parents)
+        if record is not None and (reference := read_reference(node, record["observed"])) is not None:
+            parents.append(reference)
         if node.stage != "report":
             parents.reverse()  # the adapter before the model that it lies on
         below = [self._node(parent) for parent in parents]
         if record is not None:
             for parent, branch in zip(parents, below, strict=True):
+                if parent is node.reference:
+                    continue  # its bytes are those that were read
                 link = next((i for i in record["inputs"].values() if i["key"] == parent.key), None)
                 if branch.facts.get("digest", link and link["digest"]) != (link and link["digest"]):
                     branch.facts["warning"] = "not the bytes that its child was made from"

@@ -13,7 +13,7 @@ from workflow.stats.power import Costs, Design, DesignRow, Variances, minimum_de
 from workflow.stats.samples import PIPELINE_SEED, NotTestable
 from workflow.store import Record
 
-BEFORE = ("coupling_sft", "tulu_sft", "tulu_dpo")  # what makes a checkpoint; the base is shared by all
+BEFORE = ("coupling_sft", "tulu_sft", "dpo_reference", "tulu_dpo")  # what makes a checkpoint; the base is shared by all
 
 
 def power_section(metrics: Sequence[Measured], study: Study | None = None) -> Section:

@@ -13,6 +13,7 @@ from workflow.accepted import Acceptance, read_accepted
 from workflow.config import Config
 from workflow.data.gates import contaminated, read_gates
 from workflow.fingerprint import Comparison, compare, fingerprint
+from workflow.links import read_reference
 from workflow.matrix import MEASURING, Matrix, Node
 from workflow.report import scores
 from workflow.report.published_table import PublishedTable, load_published_table
@@ -139,9 +140,10 @@ class Study:
         )
 
     def ancestors(self, node: Node) -> list[Node]:
-        """What a result was made from, parents before children."""
+        """What a result was made from, parents before children; a reference if these are the bytes that it read."""
         found: dict[Node, None] = {}
-        for parent in node.parents:
+        reference = (node.reference,) if node.reference in self.upstream else ()
+        for parent in (*node.parents, *reference):
             for older in (*self.ancestors(parent), parent):
                 found[older] = None
         return list(found)
@@ -200,6 +202,8 @@ def _upstream(nodes: Iterable[Node]) -> dict[Node, Record]:
         if node not in found:
             found[node] = read_record(node.record)
             pending += node.parents
+            if (reference := read_reference(node, found[node].observed)) is not None:
+                pending.append(reference)
     return found
 
 

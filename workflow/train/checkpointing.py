@@ -1,11 +1,10 @@
-"""Save, find, validate and load the checkpoints of a training.
+"""Save checkpoints of a training, and resume from the newest that is whole and was made under the same conditions.
 
-    results/<stage>/<cell>/<key>/checkpoint/step-00000120/     beside out/, removed once the result is published
+    results/<stage>/<cell>/<key>/checkpoint/checkpoint-120/     beside out/, removed once the result is published
 
-transformers' Trainer writes and reads the files. This module decides when one is saved and which may be resumed from.
-A checkpoint is saved when the placement's `checkpoint_minutes` have passed, and on SIGTERM (a preempted job, or one
-that is out of time), after which the job ends without a record and the same command resumes. It is written in the
-job's own workspace and moved by rename, so two jobs of one key never write into the same one.
+transformers' Trainer writes, rotates and reads the files; it reads pickles by torch's restricted unpickler. This module
+says when: each time the placement's `checkpoint_minutes` have passed, and on SIGTERM (a preempted job, or one that is
+out of time), after which the job ends without a record and the same command resumes.
 """
 
 import json
@@ -15,9 +14,8 @@ import shutil
 import signal
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +24,14 @@ from typing import Any
 from workflow.stage import CHECKPOINT, Job, StageError
 from workflow.store import list_files
 from workflow.train import parallel
-from workflow.train.model_files import is_pickle_with_code
 
 KEEP = 2  # the newest and the one before it, should the disk fail under the newest
-MANIFEST = "whole.json"
-_OUTPUT_DIR = "saving"
+MANIFEST = "whole.json"  # written last
 _PLACED = (
     *("world_size", "nodes", "strategy"),
     *("per_device_train_batch_size", "tokens_per_device", "kernels"),
     *("gradient_checkpointing", "checkpoint_layers", "attn_implementation"),
 )
-_NO_CODE = (".json", ".safetensors", ".jinja", ".txt")  # everything else is read as a pickle
 
 
 @dataclass(frozen=True)
@@ -48,8 +43,8 @@ class ResumeState:
 
 
 def output_dir(job: Job) -> Path:
-    """The trainer's `output_dir`: one for all ranks, in the workspace, which a later job of this host clears away."""
-    return job.out / _OUTPUT_DIR
+    """The trainer's `output_dir`: one for all ranks, kept when the job is killed."""
+    return job.out.parent / CHECKPOINT
 
 
 def train(trainer: Any, job: Job) -> ResumeState:
@@ -60,27 +55,30 @@ def train(trainer: Any, job: Job) -> ResumeState:
         SystemExit: SIGTERM came; a checkpoint was saved.
     """
     made_with = describe(job)
-    folder = job.out.parent / CHECKPOINT
-    start, seconds_before = _agree_on_start(trainer, job, folder, made_with)
+    start, seconds_before = _agree_on_start(trainer, output_dir(job), made_with)
     _check_room(trainer, job)
-    first = step_of(start) if start else 0
-    saver = _Saver(job, folder, made_with, first, seconds_before, time.monotonic())
+    saver = _Saver(job, made_with, step_of(start) if start else 0, seconds_before)
     trainer.add_callback(saver.callback(trainer))
     with saver.catch_sigterm():
         try:
             trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except pickle.UnpicklingError:
+            raise StageError(
+                f"{start}: a file of it is a pickle that holds more than tensors and would run code; it was not "
+                f"loaded. Find out who wrote it, then remove {output_dir(job)} to train afresh."
+            ) from None
         except RuntimeError as error:
             if "PytorchStreamWriter" not in str(error):  # torch's way to say that the disk is full
                 raise
             raise StageError(f"the disk is full ({output_dir(job)}). Free some space and run again.") from None
-    trainer.accelerator.wait_for_everyone()
-    if trainer.accelerator.is_main_process:
-        shutil.rmtree(output_dir(job), ignore_errors=True)
+        finally:
+            with suppress(OSError):
+                output_dir(job).rmdir()  # if it is empty
     step, steps = trainer.state.global_step, trainer.state.max_steps
     if saver.sigterm_received and step < steps:
         print(f"SIGTERM: saved after step {step} of {steps}; the same command resumes", file=sys.stderr, flush=True)
         raise SystemExit(parallel.STOPPED)
-    return ResumeState(first, seconds_before + time.monotonic() - saver.began)
+    return ResumeState(saver.first, saver.seconds())
 
 
 # --- find and validate ----------------------------------------------------------------------------------------------
@@ -97,142 +95,67 @@ def describe(job: Job) -> dict[str, Any]:
     }
 
 
-def newest(folder: Path, made_with: dict[str, Any]) -> Path | None:
-    """Find the newest valid checkpoint made under the same conditions; print why others are passed over.
-
-    Raises:
-        StageError: one of them holds a pickle that would run code.
-    """
-    checkpoints = list_checkpoints(folder)
-    for checkpoint in checkpoints:
-        _refuse_code(checkpoint)
-    for checkpoint in checkpoints:
-        problem = fault(checkpoint, made_with)
-        if problem is None:
-            return checkpoint
-        print(f"{checkpoint}: {problem}; it is not used", file=sys.stderr, flush=True)
-    return None
-
-
 def list_checkpoints(folder: Path) -> list[Path]:
     """List checkpoints, the newest first."""
-    return sorted((p for p in folder.glob("step-*") if p.is_dir()), reverse=True)
+    return sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def read_manifest(checkpoint: Path) -> dict[str, Any]:
-    """Read what was written beside the files: the conditions, the seconds of training before it, the files' sizes."""
-    return json.loads((checkpoint / MANIFEST).read_text())
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def fault(checkpoint: Path, made_with: dict[str, Any]) -> str | None:
     """Say why a checkpoint cannot be used, if it cannot."""
     try:
-        manifest = read_manifest(checkpoint)
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
     except (OSError, ValueError):
-        return "torn: its manifest or the trainer's state cannot be read"
+        return "torn: its manifest cannot be read"
     for name, size in manifest["files"].items():
         file = checkpoint / name
         if not file.is_file() or file.stat().st_size != size:
             return f"torn: {name} is not the {size} bytes that were written"
-    if state["global_step"] != step_of(checkpoint):
-        return f"the trainer's state is of step {state['global_step']}"
     differing = [name for name, value in made_with.items() if manifest["made_with"].get(name) != value]
     return f"made with another {', another '.join(differing)}" if differing else None
 
 
-def _refuse_code(checkpoint: Path) -> None:
-    """Read every pickle by torch's restricted unpickler before the trainer does, which reads them in the same way."""
-    import torch
-    from transformers.trainer_pt_utils import safe_globals
-
-    for name in list_files(checkpoint):
-        file = checkpoint / name
-        if file.suffix in _NO_CODE:
-            continue
-        if is_pickle_with_code(file):  # of any protocol: the older ones are text, which torch reads too
-            raise StageError(
-                f"{file}: a pickle that holds more than tensors and would run code; it was not loaded. Find out who "
-                f"wrote it, then remove {checkpoint.parent} to train afresh."
-            )
-        if not zipfile.is_zipfile(file):
-            continue  # torn: the trainer's files are zip archives
-        try:
-            with safe_globals():  # numpy's arrays, as the state of numpy's random numbers holds one
-                torch.load(file, map_location="meta", weights_only=True)
-        except pickle.UnpicklingError as error:
-            what = next((line.strip() for line in str(error).splitlines() if "global" in line.lower()), "")
-            raise StageError(
-                f"{file}: a pickle that holds more than tensors and would run code; it was not loaded ({what}). "
-                f"Find out who wrote it, then remove {checkpoint.parent} to train afresh."
-            ) from None
-        except (RuntimeError, EOFError, OSError, KeyError):
-            continue  # torn: its size tells
-
-
-# --- load -----------------------------------------------------------------------------------------------------------
-
-
-def _agree_on_start(trainer: Any, job: Job, folder: Path, made_with: dict[str, Any]) -> tuple[Path | None, float]:
-    """Let the first rank choose the checkpoint: another could see another state of a shared disk."""
+def _agree_on_start(trainer: Any, folder: Path, made_with: dict[str, Any]) -> tuple[Path | None, float]:
+    """Let the first rank choose the newest valid checkpoint, and remove those that are not: no rank sees another."""
     from accelerate.utils import broadcast_object_list
 
-    choice: list[Any] = [None]
+    choice: list[Any] = [None, 0.0]
     if trainer.accelerator.is_main_process:
-        start = _hold(folder, output_dir(job), made_with)
-        choice = [(str(start), read_manifest(start)["seconds"]) if start else None]
-        if start:
-            print(f"resuming from {folder / start.name}", file=sys.stderr, flush=True)
+        for checkpoint in list_checkpoints(folder):
+            if (problem := fault(checkpoint, made_with)) is not None:
+                print(f"{checkpoint}: {problem}; it is removed", file=sys.stderr, flush=True)
+                shutil.rmtree(checkpoint)
+            elif choice[0] is None:
+                choice = [str(checkpoint), json.loads((checkpoint / MANIFEST).read_text())["seconds"]]
+                print(f"resuming from {checkpoint}", file=sys.stderr, flush=True)
     if trainer.accelerator.num_processes > 1:
         broadcast_object_list(choice)
-    return (Path(choice[0][0]), choice[0][1]) if choice[0] else (None, 0.0)
-
-
-def _hold(folder: Path, into: Path, made_with: dict[str, Any]) -> Path | None:
-    """Link the newest valid checkpoint into this job's workspace.
-
-    Another job of the key, which outlived its Snakemake, removes them all when it is done; and the trainer would
-    resume from half a checkpoint without a word.
-    """
-    while (start := newest(folder, made_with)) is not None:
-        held = into / start.name
-        try:
-            shutil.copytree(start, held, copy_function=os.link)
-        except OSError:  # it went away, or this disk has no links
-            shutil.rmtree(held, ignore_errors=True)
-            if fault(start, made_with) is None:
-                return start
-            continue
-        if fault(held, made_with) is None:
-            return held
-        shutil.rmtree(held)
-    return None
+    return (Path(choice[0]) if choice[0] else None), choice[1]
 
 
 # --- save -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class _Saver:
-    job: Job
-    folder: Path
-    made_with: dict[str, Any]
-    first: int
-    seconds_before: float
-    began: float
-    sigterm_received: bool = False
-    saved_at: float = 0.0
+    """Says when to save and to stop, and writes the manifest beside the trainer's files."""
+
+    def __init__(self, job: Job, made_with: dict[str, Any], first: int, seconds_before: float):
+        self.job, self.made_with, self.first, self.seconds_before = job, made_with, first, seconds_before
+        self.began = self.saved_at = time.monotonic()
+        self.sigterm_received = False
+
+    def seconds(self) -> float:
+        """Seconds of training, those before this process included."""
+        return self.seconds_before + time.monotonic() - self.began
 
     @contextmanager
     def catch_sigterm(self) -> Iterator[None]:
         def on_sigterm(signum: int, frame: Any) -> None:
             self.sigterm_received = True  # looked at when the step is done
 
-        self.saved_at = time.monotonic()
         previous = signal.signal(signal.SIGTERM, on_sigterm)
         try:
             yield
@@ -245,18 +168,13 @@ class _Saver:
         saver = self
 
         class Save(TrainerCallback):
-            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                if state.global_step != saver.first:
-                    at = f"step {state.global_step}, not from the checkpoint of step {saver.first}"
-                    raise StageError(f"the trainer starts from {at}. Run again.")
-
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 should_stop, should_save = saver.agree(trainer.accelerator)
                 control.should_save = control.should_save or should_stop or should_save
                 control.should_training_stop = control.should_training_stop or should_stop
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                saver.save(trainer.accelerator, state.global_step)
+                saver.write_manifest(trainer.accelerator, state.global_step)
 
         return Save()
 
@@ -272,38 +190,23 @@ class _Saver:
             self.sigterm_received, should_save = stop > 0, save > 0
         return self.sigterm_received, should_save
 
-    def save(self, accelerator: Any, step: int) -> None:
-        """Write the manifest beside the trainer's files and move them to where a later job looks for them."""
+    def write_manifest(self, accelerator: Any, step: int) -> None:
+        """Write down the conditions and the files' sizes, once all ranks have written theirs."""
         self.saved_at = time.monotonic()
-        accelerator.wait_for_everyone()  # each rank has written its random numbers
+        accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
             return
         written = output_dir(self.job) / f"checkpoint-{step}"
-        for name in ("training_args.bin", "README.md"):  # a pickle of an object, and a card with this machine's paths
+        for name in ("training_args.bin", "../README.md"):  # a pickle of an object, and TRL's card with our paths
             (written / name).unlink(missing_ok=True)
         sizes = {name: (written / name).stat().st_size for name in list_files(written)}
         for name in sizes:
             with open(written / name, "rb") as file:
                 os.fsync(file.fileno())  # the manifest must not outlive what it vouches for
-        seconds = round(self.seconds_before + time.monotonic() - self.began, 3)
-        manifest = {"made_with": self.made_with, "seconds": seconds, "files": sizes}
-        (written / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        self.folder.mkdir(exist_ok=True)
-        target = self.folder / f"step-{step:08d}"
-        if target.exists() and fault(target, self.made_with) is not None:
-            shutil.rmtree(target)
-        if target.exists():  # another job of this key was here first
-            shutil.rmtree(written)
-        else:
-            os.rename(written, target)
-        self._rotate()
-
-    def _rotate(self) -> None:
-        checkpoints = list_checkpoints(self.folder)
-        usable = [p for p in checkpoints if fault(p, self.made_with) is None]
-        for checkpoint in checkpoints:
-            if checkpoint not in usable[:KEEP]:
-                shutil.rmtree(checkpoint, ignore_errors=True)
+        manifest = {"made_with": self.made_with, "seconds": round(self.seconds(), 3), "files": sizes}
+        part = written / f"{MANIFEST}.part"
+        part.write_text(json.dumps(manifest, indent=1))
+        os.replace(part, written / MANIFEST)
 
 
 def _check_room(trainer: Any, job: Job) -> None:

@@ -226,16 +226,6 @@ def load_device(job: Job) -> int | None:
     return int(os.environ["LOCAL_RANK"]) if sharded else None
 
 
-def shard_by_layer(model: Any, job: Job) -> Any:
-    """Shard DPO's reference layer by layer: TRL makes one unit of it, which each step would gather whole."""
-    if placed(job) == "fsdp2":
-        from torch.distributed.fsdp import fully_shard
-
-        for layer in [m for m in model.modules() if type(m).__name__ in model._no_split_modules]:
-            fully_shard(layer)
-    return model
-
-
 def in_force(trainer: Any) -> str:
     """Tell how the model of a trainer that has begun really lies on its processes."""
     from torch.distributed.fsdp import FSDPModule

@@ -76,6 +76,7 @@ def arguments(job: Job, params: Training) -> dict[str, Any]:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,  # it would hide the very step that went wrong
         "save_strategy": "no",  # `checkpointing` saves by the clock, and when SIGTERM comes
+        "save_total_limit": checkpointing.KEEP,
         "eval_strategy": "no",
         "report_to": placement.get("tracking", "none"),
         "disable_tqdm": True,
