@@ -608,6 +608,17 @@ def test_the_chance_of_a_false_support_is_simulated_from_the_design():
         ({"rule": {"test": "difference", "direction": "higher", "margin": 5.0}}, "needs a `because:`"),
         ({"rule": {"test": "difference", "direction": "higher", "effect": 1.0, "effect_raw": 1.0}}, "one size"),
         ({"rule": {"test": "difference", "direction": "higher", "effect": -1.0}}, "greater than 0"),
+        ({"rule": {"test": "difference", "direction": "higher", "effect_raw": float("nan")}}, "finite number"),
+        ({"rule": {"test": "equivalence", "margin": 0.0, "because": "because of this"}}, "greater than 0"),
+        ({"rule": {"test": "equivalence", "margin": float("inf"), "because": "because of this"}}, "finite number"),
+        ({"rule": {"test": "difference", "direction": "higher", "alpha": float("nan")}}, "less than 1"),
+        (
+            {
+                "contrast": {"kind": "groups", "first": ["a"], "second": ["b"]},
+                "rule": {"test": "difference", "direction": "higher", "correction": "holm", "family": "all_pairs"},
+            },
+            "family all_pairs is of pairs",
+        ),
         ({"text": "{verdict} {first_mean}"}, "has none of"),
         ({"text": "{verdict} {t}", "contrast": {"kind": "pairs", "first": ["a"], "second": ["b", "c"]}}, "has none of"),
         ({"measure": "change", "phase": "pre_em"}, "phase must be post_em"),
@@ -624,13 +635,13 @@ def test_a_malformed_claim_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"claims": [claim().model_dump()] * 2}, "claim named twice: c"),
-        ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": -0.5}}]}, "not to zero"),
+        ({"claims": [claim().model_dump()] * 2}, "named twice: claim c"),
+        ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": -0.5}}]}, "must sum to zero"),
         ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": float("nan")}}]}, "NaN"),
         ({"primary": ["a", "b", "c"]}, "at most 2"),
         ({"primary": []}, "at least 1"),
         ({"claims": [claim(contrast={"kind": "weights", "name": "z"}).model_dump()]}, "z is not declared"),
-        ({"matrix": ["a", "a"]}, "condition named twice"),
+        ({"matrix": ["a", "a"]}, "named twice: a"),
     ],
 )
 def test_a_malformed_file_is_refused(changes, message):

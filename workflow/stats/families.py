@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
-from workflow.stats.claims_rules import Case, Weights
-from workflow.stats.contrasts import estimate
-from workflow.stats.evidence import Missing, Where
+from workflow.stats.claims_rules import Case
+from workflow.stats.contrasts import Weights, estimate, pair
+from workflow.stats.evidence import Missing
 from workflow.stats.rounding import Range
 from workflow.stats.samples import NotTestable, Sample
-from workflow.stats.tests import adjust_ranges, levels
+from workflow.stats.tests import Correction, adjust_ranges, levels
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Family:
 
     p: dict[str, Range]
     size: int
-    correction: str
+    correction: Correction
     alpha: float
 
     def adjusted(self, name: str) -> Range:
@@ -32,44 +32,44 @@ class Family:
 
 
 def family_of(case: Case) -> Family:
+    """
+    Raises:
+        Missing: a comparison is no pair of the matrix, whose pairs the rule names as its family.
+    """
     rule, own = case.claim.rule, {name: Range.of(e.p()) for name, e in case.estimates.items()}
-    if rule.correction == "none" or rule.family == "claim":
-        return Family(own, max(1, len(own)), rule.correction, rule.alpha)
-    if rule.family == "declared":
-        planned = case.claims.planned()
-        places = [w for metric in case.claims.primary if (w := _place(case, metric)) is not None]
-        others = {
-            f"{name}, {w[1]}": p
-            for w in places
-            for name, weights in planned.items()
-            if (w, name) != (case.where, *own) and (p := _p(case.evidence.cells[w], weights)) is not None
-        }
-        size = len(planned) * len(case.claims.primary)
-        is_planned = set(own) <= set(planned) and case.claim.metric in case.claims.primary
-        return Family(own | others, size + (0 if is_planned else len(own)), rule.correction, rule.alpha)
+    others: dict[str, Range | None] = {}
+    size = max(1, len(own))
+    if rule.correction != "none" and rule.family == "declared":
+        others, size = _declared(case)
+    elif rule.correction != "none" and rule.family == "all_pairs":
+        others, size = _pairs_of_the_matrix(case)
+    return Family(own | {name: p for name, p in others.items() if p is not None}, size, rule.correction, rule.alpha)
+
+
+def _declared(case: Case) -> tuple[dict[str, Range | None], int]:
+    """Every other declared contrast of every primary metric; a claim on something else is one test more."""
+    cells, planned, primary = case.evidence.cells, case.claims.planned(), case.claims.primary
+    others: dict[str, Range | None] = {}
+    for metric in primary:
+        places = sorted((w for w in cells if w[:2] == (case.where[0], metric)), key=lambda w: w[2] != case.where[2])
+        for where in places[:1]:
+            for name, weights in planned.items():
+                if (where, [name]) != (case.where, list(case.comparisons)):
+                    others[f"{name}, {metric}"] = _p(cells[where], weights)
+    is_planned = set(case.comparisons) <= set(planned) and case.claim.metric in primary
+    return others, len(planned) * len(primary) + (0 if is_planned else len(case.comparisons))
+
+
+def _pairs_of_the_matrix(case: Case) -> tuple[dict[str, Range | None], int]:
     matrix = case.claims.matrix
-    outside = [n for n, w in case.comparisons.items() if not set(w) <= set(matrix)]
-    if outside:
+    if outside := [name for name, w in case.comparisons.items() if not set(w) <= set(matrix)]:
         raise Missing(f"not a pair of the matrix, whose family the rule names: {', '.join(outside)}")
-    mine = {frozenset(w) for w in case.comparisons.values()}
-    around = case.around
-    others = {
-        f"{a} - {b}": p
-        for a, b in combinations([c for c in matrix if c in around], 2)
-        if frozenset((a, b)) not in mine and (p := _p(around, {a: 1.0, b: -1.0})) is not None
-    }
-    return Family(own | others, len(matrix) * (len(matrix) - 1) // 2, rule.correction, rule.alpha)
-
-
-def _place(case: Case, metric: str) -> Where | None:
-    places = [w for w in case.evidence.cells if w[:2] == (case.where[0], metric)]
-    same = [w for w in places if w[2] == case.where[2]]
-    return next(iter(same or places), None)
+    mine = [set(weights) for weights in case.comparisons.values()]
+    pairs = [(a, b) for a, b in combinations(matrix, 2) if {a, b} not in mine]
+    return {f"{a} - {b}": _p(case.around, pair(a, b)) for a, b in pairs}, len(matrix) * (len(matrix) - 1) // 2
 
 
 def _p(samples: Mapping[str, Sample], weights: Weights) -> Range | None:
-    if not set(weights) <= set(samples):
-        return None
     try:
         return Range.of(estimate(samples, weights).p())
     except NotTestable:

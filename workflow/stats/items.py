@@ -12,6 +12,7 @@ import numpy.typing as npt
 from workflow.stats.samples import FloatArray, NotTestable, t_quantile
 
 Run = tuple[str, int, int | None]  # condition, pipeline seed, EM seed (None before EM)
+BoolArray = npt.NDArray[np.bool_]
 ENOUGH = 100  # clean items under which a comparison on them is not made
 
 
@@ -25,7 +26,7 @@ class Items:
     """
 
     ids: tuple[str, ...]
-    correct: Mapping[Run, npt.NDArray[np.bool_]]
+    correct: Mapping[Run, BoolArray]
     contaminated: Mapping[str, frozenset[str] | None]
 
     def __post_init__(self) -> None:
@@ -34,7 +35,7 @@ class Items:
         if bad := [run for run, right in self.correct.items() if right.shape != (len(self.ids),)]:
             raise ValueError(f"{bad[0]}: not the {len(self.ids)} items of the test")
 
-    def clean(self, conditions: Iterable[str]) -> npt.NDArray[np.bool_]:
+    def clean(self, conditions: Iterable[str]) -> BoolArray:
         """Which items are in the training data of none of the conditions, shape (items,)."""
         seen: set[str] = set().union(*(self.contaminated.get(c) or () for c in conditions))
         return np.array([id not in seen for id in self.ids])
@@ -43,38 +44,26 @@ class Items:
         """Conditions in whose training data nobody has looked."""
         return [c for c in conditions if self.contaminated.get(c) is None]
 
-    def accuracy(self, mask: npt.NDArray[np.bool_]) -> dict[Run, float]:
+    def accuracy(self, mask: BoolArray) -> dict[Run, float]:
         """Each run's share of right answers to the items of the mask."""
         return {run: float(right[mask].mean()) for run, right in self.correct.items()}
 
-    def means(self, condition: str, mask: npt.NDArray[np.bool_]) -> FloatArray:
-        """Share of right answers by item, EM seeds averaged within pipeline seeds, shape (pipeline seeds, items)."""
-        seeds = dict.fromkeys(p for c, p, _ in self.correct if c == condition)
-        if not seeds:
-            raise NotTestable(f"no item data of {condition}")
-        return np.array(
-            [
-                np.mean([right[mask] for run, right in self.correct.items() if run[:2] == (condition, p)], axis=0)
-                for p in seeds
-            ]
-        )
+    def n_pipeline_seeds(self, condition: str) -> int:
+        return len({p for c, p, _ in self.correct if c == condition})
 
-    def replicates(self, condition: str, mask: npt.NDArray[np.bool_]) -> FloatArray:
-        """Right answers of every run of a condition, shape (runs, items)."""
-        return np.array([right[mask] for run, right in self.correct.items() if run[0] == condition], dtype=np.float64)
+    def by_replicate(self, condition: str, mask: BoolArray) -> FloatArray:
+        """Share of right answers by item, shape (replicates, items): a replicate is a pipeline seed, its EM seeds
+        averaged; with a single pipeline seed, an EM seed."""
+        runs = {run[1:]: right[mask] for run, right in self.correct.items() if run[0] == condition}
+        if self.n_pipeline_seeds(condition) == 1:
+            return np.array(list(runs.values()), dtype=np.float64)
+        seeds = dict.fromkeys(p for p, _ in runs)
+        return np.array([np.mean([right for (p, _), right in runs.items() if p == seed], axis=0) for seed in seeds])
 
 
-def paired_half_width(by_item: FloatArray, level: float = 0.95) -> float:
-    """Half-width of the interval of a mean over items, from each item's own contrast, shape (items,)."""
-    n = len(by_item)
-    if n < 2:
-        return float("inf")
-    return float(t_quantile(n - 1, level) * by_item.std(ddof=1) / np.sqrt(n))
-
-
-def contrast_by_item(by_condition: Mapping[str, FloatArray], weights: Mapping[str, float]) -> FloatArray:
-    """Each item's own contrast, shape (items,), from item means (pipeline seeds, items) by condition."""
-    return np.asarray(sum(w * by_condition[c].mean(axis=0) for c, w in weights.items() if w))
+def paired_half_width(by_item: FloatArray) -> float:
+    """Half-width of the 95% interval of a mean over items, from each item's own contrast, shape (items,)."""
+    return float(t_quantile(len(by_item) - 1) * by_item.std(ddof=1) / np.sqrt(len(by_item)))
 
 
 def new_items_se(tables: Sequence[tuple[float, FloatArray]]) -> float:
@@ -97,3 +86,22 @@ def new_items_se(tables: Sequence[tuple[float, FloatArray]]) -> float:
         v_replicate += w**2 * float(y.mean(axis=1).var(ddof=1)) / n
         v_both += w**2 * float(np.square(rest).sum()) / ((n - 1) * (m - 1)) / (n * m)
     return float(np.sqrt(max(v_replicate + v_item - v_both, v_replicate)))
+
+
+def half_widths(
+    tables: Mapping[str, FloatArray], weights: Mapping[str, float], are_blocks: bool
+) -> tuple[float, float | None]:
+    """Of a contrast at 95%: over these items, paired; over new items and replicates (None with one replicate).
+
+    Args:
+        tables: by condition (replicates, items). are_blocks: whether a row is the same pipeline seed in all of them.
+    """
+    paired = paired_half_width(np.asarray(sum(w * tables[c].mean(axis=0) for c, w in weights.items())))
+    parts = [(w, tables[c]) for c, w in weights.items()]
+    if are_blocks:
+        parts = [(1.0, np.asarray(sum(w * y for w, y in parts)))]
+    try:
+        df = min(min(y.shape) for _, y in parts) - 1
+        return paired, float(t_quantile(df)) * new_items_se(parts)
+    except NotTestable:
+        return paired, None
