@@ -11,6 +11,7 @@ from workflow.stats import claims_schema as schema
 from workflow.stats.claims_rules import Case, case_of
 from workflow.stats.claims_schema import Claims
 from workflow.stats.evidence import Evidence, Missing, Where
+from workflow.stats.families import size_of
 from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample
 from workflow.stats.verdicts import EQUIVALENT, verdict
 
@@ -36,13 +37,8 @@ def false_support(claims: Claims, evidence: Evidence, matrices: int = MATRICES, 
 
 
 def _supported(case: Case, matrices: int) -> npt.NDArray[np.bool_]:
-    rule, k, matrix = case.claim.rule, len(case.comparisons), len(case.claims.matrix)
-    sizes = {
-        "claim": k,
-        "all_pairs": matrix * (matrix - 1) // 2,
-        "declared": len(case.claims.planned()) * len(case.claims.primary),
-    }
-    corrected = rule.alpha / (1 if rule.correction == "none" else sizes[rule.family])
+    rule, k = case.claim.rule, len(case.comparisons)
+    corrected = rule.alpha / (1 if rule.correction == "none" else size_of(case))
     named = {frozenset(pair) for pair in rule.pairs} if isinstance(rule, schema.OnlyPairs) else None
     alpha = rule.alpha if k > 1 and named is None else corrected
     holds = []

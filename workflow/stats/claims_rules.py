@@ -57,10 +57,10 @@ class Case:
 
     def _estimate(self, name: str, weights: Weights) -> Estimate:
         target, rule = self.claim.contrast, self.claim.rule
-        if isinstance(target, schema.BeforeAfter):
+        if target.kind == "before_after":
             return one_sample(self.cells[name])
         e = estimate(self.around, weights)
-        if isinstance(rule, schema.Size) and rule.standardiser == "pooled_seeds" and isinstance(target, schema.Groups):
+        if isinstance(rule, schema.Size) and rule.standardiser == "pooled_seeds" and isinstance(target, schema.Sides):
             return replace(e, effect=pooled_seeds_d(self.cells, target.first, target.second))
         return e
 

@@ -28,18 +28,13 @@ def _unique(names: list[str]) -> list[str]:
     return names
 
 
-def _weights(weights: dict[str, float]) -> dict[str, float]:
-    check_weights(weights)
-    return weights
-
-
 Name = Annotated[str, StringConstraints(min_length=1, pattern=r"^\S+$")]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(strict=True, gt=0, lt=1)]
 Reason = Annotated[str, StringConstraints(min_length=10)]
 Names = Annotated[list[Name], Field(min_length=1)]
-Several = Annotated[list[Name], Field(min_length=2), AfterValidator(_unique)]
-Weights = Annotated[dict[Name, Annotated[float, Field(strict=True)]], AfterValidator(_weights)]
+Several = Annotated[list[Name], Field(min_length=1), AfterValidator(_unique)]
+Weights = Annotated[dict[Name, Annotated[float, Field(strict=True)]], AfterValidator(check_weights)]
 Comparisons = dict[str, dict[str, float]]  # weights of the conditions by the name of a comparison
 
 
@@ -52,34 +47,20 @@ class Closed(BaseModel):
 # --- who ------------------------------------------------------------------------------------------------------------
 
 
-class Pairs(Closed):
-    """Each of first against each of second, first minus second; one against every rival says 'best cell'."""
+class Sides(Closed):
+    """pairs: each of first against each of second; one against every rival says 'best cell'. groups: mean of means of
+    the first against that of the second; they may be of different scale. First minus second."""
 
-    kind: Literal["pairs"]
+    kind: Literal["pairs", "groups"]
     first: Names
     second: Names
 
 
-class Groups(Closed):
-    """Two groups of conditions, mean of means, first minus second; they may be of different scale."""
+class Listed(Closed):
+    """all_pairs: every pair of these conditions. before_after: each after EM against itself before EM."""
 
-    kind: Literal["groups"]
-    first: Names
-    second: Names
-
-
-class AllPairs(Closed):
-    """Every pair of these conditions."""
-
-    kind: Literal["all_pairs"]
+    kind: Literal["all_pairs", "before_after"]
     conditions: Several
-
-
-class BeforeAfter(Closed):
-    """Each condition after EM against itself before EM."""
-
-    kind: Literal["before_after"]
-    conditions: Names
 
 
 class Declared(Closed):
@@ -97,19 +78,19 @@ class OneRun(Closed):
     against: Name
 
 
-Contrast = Annotated[Pairs | Groups | AllPairs | BeforeAfter | Declared | OneRun, Field(discriminator="kind")]
+Contrast = Annotated[Sides | Listed | Declared | OneRun, Field(discriminator="kind")]
 
 
 def comparisons_of(contrast: Contrast, declared: Comparisons) -> Comparisons:
     """Each comparison of a contrast; of before_after the condition alone."""
     match contrast:
-        case Pairs(first=first, second=second):
+        case Sides(kind="pairs", first=first, second=second):
             return {f"{a} - {b}": pair(a, b) for a in first for b in second if a != b}
-        case Groups(first=first, second=second):
+        case Sides(first=first, second=second):
             return {f"{'+'.join(first)} - {'+'.join(second)}": means_of(first, second)}
-        case AllPairs(conditions=conditions):
+        case Listed(kind="all_pairs", conditions=conditions):
             return {f"{a} - {b}": pair(a, b) for a, b in combinations(conditions, 2)}
-        case BeforeAfter(conditions=conditions):
+        case Listed(conditions=conditions):
             return {name: {name: 1.0} for name in conditions}
         case Declared(name=name):
             return {name: declared.get(name, {})}
@@ -169,7 +150,7 @@ class Difference(Sized):
 
     @model_validator(mode="after")
     def _margin_has_a_reason(self) -> Self:
-        if self.margin is not None and not self.because:
+        if self.margin and not self.because:
             raise ValueError(f"margin {self.margin:g} needs a `because:`")
         return self
 
@@ -307,8 +288,8 @@ class Claims(Closed):
     """matrix: the conditions whose pairs are the family of a correction. primary: the metrics that declared contrasts
     are confirmed on; claims on any other are exploratory and say so."""
 
-    matrix: Several
-    primary: Annotated[list[Name], Field(min_length=1, max_length=2), AfterValidator(_unique)]
+    matrix: Annotated[Several, Field(min_length=2)]
+    primary: Annotated[Several, Field(max_length=2)]
     contrasts: list[DeclaredContrast]
     claims: list[Claim]
 
@@ -338,7 +319,7 @@ class Claims(Closed):
     def conditions(self, claim: Claim) -> list[str]:
         """Every condition that a claim speaks of, in order."""
         match claim.contrast:
-            case Pairs(first=first, second=second) | Groups(first=first, second=second):
+            case Sides(first=first, second=second):
                 return list(dict.fromkeys([*first, *second]))
             case OneRun(against=against):
                 return [against]

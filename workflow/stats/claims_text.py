@@ -82,7 +82,7 @@ def _facts(
         "n": " or ".join(map(str, sorted({cell.n for cell in cells.values()}))),
         "unit": result.unit,
     }
-    if isinstance(claim.contrast, schema.Groups):
+    if isinstance(claim.contrast, schema.Sides) and claim.contrast.kind == "groups":
         for name, group in (("first_mean", claim.contrast.first), ("second_mean", claim.contrast.second)):
             facts[name] = number(sum(cells[c].mean for c in group) / len(group), 4)
     if len(members) == 1:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from workflow.stats.claims_rules import Case
+from workflow.stats.claims_schema import region
 from workflow.stats.evidence import CHANGE, Evidence
 from workflow.stats.items import ENOUGH, BoolArray, half_widths
 from workflow.stats.results import Member
@@ -106,11 +107,9 @@ def _half_widths(case: Case, name: str, clean: BoolArray) -> tuple[float, float 
 
 def _allowed(case: Case, m: Member) -> float:
     """The margin, or the effect that was stated, or else the difference itself, in the metric's units."""
-    rule = case.claim.rule
-    margin, raw, d = (getattr(rule, name, None) for name in ("margin", "effect_raw", "effect"))
-    if margin is not None and rule.test != "size":
-        return float(margin)
-    if raw is not None:
-        return float(raw)
-    size = abs(m.estimate.value)
-    return float(d) * size / abs(m.d.value) if d is not None and m.d is not None and m.d.value else size
+    asks, difference = region(case.claim.rule), abs(m.estimate.value)
+    if asks.margin is not None and not asks.is_about_d:
+        return asks.margin
+    if asks.size and not asks.on_d:
+        return asks.size
+    return asks.size * difference / abs(m.d.value) if asks.on_d and m.d is not None and m.d.value else difference

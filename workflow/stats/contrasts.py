@@ -31,15 +31,13 @@ def means_of(first: Sequence[str], second: Sequence[str]) -> dict[str, float]:
     return {c: 1 / len(first) for c in first} | {c: -1 / len(second) for c in second}
 
 
-def check_weights(weights: Weights) -> None:
-    """
-    Raises:
-        ValueError: a weight that is no number, weights that do not sum to zero, or none at all.
-    """
+def check_weights(weights: Weights) -> Weights:
+    """The weights, which are numbers, sum to zero and are not all zero; or a ValueError."""
     if not all(np.isfinite(w) for w in weights.values()):
         raise ValueError(f"a weight is NaN or infinite: {dict(weights)}")
     if not any(weights.values()) or abs(sum(weights.values())) > 1e-9:
         raise ValueError(f"weights {dict(weights)} must sum to zero and not all be zero")
+    return weights
 
 
 def estimate(samples: Mapping[str, Sample], weights: Weights) -> Estimate:
@@ -49,8 +47,7 @@ def estimate(samples: Mapping[str, Sample], weights: Weights) -> Estimate:
         ValueError: weights that are no contrast, or a condition without values.
         NotTestable: one value in a condition, or no spread.
     """
-    check_weights(weights)
-    weights = {condition: w for condition, w in weights.items() if w}
+    weights = {condition: w for condition, w in check_weights(weights).items() if w}
     if missing := [condition for condition in weights if condition not in samples]:
         raise NotTestable(f"no values for {', '.join(missing)}")
     cells = [samples[condition] for condition in weights]

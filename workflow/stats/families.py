@@ -36,37 +36,46 @@ def family_of(case: Case) -> Family:
     Raises:
         Missing: a comparison is no pair of the matrix, whose pairs the rule names as its family.
     """
-    rule, own = case.claim.rule, {name: Range.of(e.p()) for name, e in case.estimates.items()}
-    others: dict[str, Range | None] = {}
-    size = max(1, len(own))
+    rule = case.claim.rule
+    p = {name: Range.of(e.p()) for name, e in case.estimates.items()}
     if rule.correction != "none" and rule.family == "declared":
-        others, size = _declared(case)
+        p |= _declared(case)
     elif rule.correction != "none" and rule.family == "all_pairs":
-        others, size = _pairs_of_the_matrix(case)
-    return Family(own | {name: p for name, p in others.items() if p is not None}, size, rule.correction, rule.alpha)
+        p |= _pairs_of_the_matrix(case)
+    return Family(p, size_of(case), rule.correction, rule.alpha)
 
 
-def _declared(case: Case) -> tuple[dict[str, Range | None], int]:
-    """Every other declared contrast of every primary metric; a claim on something else is one test more."""
-    cells, planned, primary = case.evidence.cells, case.claims.planned(), case.claims.primary
-    others: dict[str, Range | None] = {}
-    for metric in primary:
+def size_of(case: Case) -> int:
+    """How many tests share the alpha, whether they can be made or not."""
+    own, n, planned, primary = case.comparisons, len(case.claims.matrix), case.claims.planned(), case.claims.primary
+    if case.claim.rule.family == "all_pairs":
+        return n * (n - 1) // 2
+    if case.claim.rule.family == "claim":
+        return max(1, len(own))
+    is_planned = set(own) <= set(planned) and case.claim.metric in primary
+    return len(planned) * len(primary) + (0 if is_planned else len(own))
+
+
+def _declared(case: Case) -> dict[str, Range]:
+    """Every other declared contrast of every primary metric."""
+    cells, others = case.evidence.cells, {}
+    for metric in case.claims.primary:
         places = sorted((w for w in cells if w[:2] == (case.where[0], metric)), key=lambda w: w[2] != case.where[2])
         for where in places[:1]:
-            for name, weights in planned.items():
+            for name, weights in case.claims.planned().items():
                 if (where, [name]) != (case.where, list(case.comparisons)):
                     others[f"{name}, {metric}"] = _p(cells[where], weights)
-    is_planned = set(case.comparisons) <= set(planned) and case.claim.metric in primary
-    return others, len(planned) * len(primary) + (0 if is_planned else len(case.comparisons))
+    return {name: p for name, p in others.items() if p is not None}
 
 
-def _pairs_of_the_matrix(case: Case) -> tuple[dict[str, Range | None], int]:
+def _pairs_of_the_matrix(case: Case) -> dict[str, Range]:
+    """Every other pair."""
     matrix = case.claims.matrix
     if outside := [name for name, w in case.comparisons.items() if not set(w) <= set(matrix)]:
         raise Missing(f"not a pair of the matrix, whose family the rule names: {', '.join(outside)}")
     mine = [set(weights) for weights in case.comparisons.values()]
     pairs = [(a, b) for a, b in combinations(matrix, 2) if {a, b} not in mine]
-    return {f"{a} - {b}": _p(case.around, pair(a, b)) for a, b in pairs}, len(matrix) * (len(matrix) - 1) // 2
+    return {f"{a} - {b}": p for a, b in pairs if (p := _p(case.around, pair(a, b))) is not None}
 
 
 def _p(samples: Mapping[str, Sample], weights: Weights) -> Range | None:

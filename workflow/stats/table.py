@@ -6,7 +6,7 @@ mean over its EM seeds, the same ones in every checkpoint: counts that differ by
 .14 for .05). The two are never in one sample.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,8 @@ def samples(
         return {name: _sample(group, PIPELINE_SEED, em_seeds=em_seeds) for name, group in groups.items()}
     common = set.intersection(*seeds.values())
     if not common:
-        raise NoSharedSeed(f"{metric}: conditions with one pipeline seed share none: {_lists(seeds)}")
+        listed = "; ".join(f"{name} {', '.join(map(str, sorted(own)))}" for name, own in seeds.items())
+        raise NoSharedSeed(f"{metric}: conditions with one pipeline seed share none: {listed}")
     return {name: _sample(group, EM_SEED, pipeline_seeds=common) for name, group in groups.items()}
 
 
@@ -121,14 +122,10 @@ def _sample(
         is_used &= group[column].isin(kept) if kept is not None else True
     used = group[is_used]
     values = used["value"] if em_seeds is None else used.groupby("pipeline_seed", sort=False)["value"].mean()
-    left_out = [
-        f"{what} seeds {', '.join(map(str, gone))}, which {why}"
-        for what, column, why in (
-            ("pipeline", "pipeline_seed", "not every condition has"),
-            ("EM", "em_seed", "not every checkpoint has"),
-        )
-        if (gone := [s for s in group[column].dropna().unique() if s not in set(used[column])])
-    ]
+    left_out = []
+    for what, column, where in (("pipeline", "pipeline_seed", "condition"), ("EM", "em_seed", "checkpoint")):
+        if gone := [seed for seed in group[column].dropna().unique() if seed not in set(used[column])]:
+            left_out.append(f"{what} seeds {', '.join(map(str, gone))}, which not every {where} has")
     return Sample(
         values.to_numpy(dtype=np.float64),
         unit,
@@ -138,7 +135,3 @@ def _sample(
         left_out="; ".join(left_out),
         records=tuple(used["record"].dropna()) if "record" in used else (),
     )
-
-
-def _lists(seeds: Mapping[str, Iterable[Any]]) -> dict[str, list[int]]:
-    return {name: sorted(int(seed) for seed in own) for name, own in seeds.items()}

@@ -18,22 +18,6 @@ import numpy.typing as npt
 from workflow.stats.rounding import UNDETERMINED
 from workflow.stats.tests import Ends, Estimate
 
-Verdict = Literal[
-    "supported",
-    "difference shown, size not",
-    "size refuted",
-    "opposite",
-    "equivalent",
-    "equivalent and different",
-    "equivalence refuted",
-    "refuted",
-    "detected only in the named pairs",
-    "conditional",
-    "confounded",
-    "undetermined",
-    "undetermined at this precision",
-    "unverifiable",
-]
 Direction = Literal["higher", "lower", "either"]
 Strength = Literal["none", "preliminary", "moderate", "strong"]
 Words = npt.NDArray[np.str_]
@@ -41,6 +25,8 @@ Words = npt.NDArray[np.str_]
 EQUIVALENT = ("equivalent", "equivalent and different")
 HOLDS = ("supported", *EQUIVALENT)  # what a claim of its kind asks for
 AGAINST = ("opposite", "size refuted", "equivalence refuted", "refuted")
+OPEN = ("difference shown, size not", "detected only in the named pairs", "conditional", "confounded", "undetermined")
+VERDICTS = (*HOLDS, *AGAINST, *OPEN, UNDETERMINED, "unverifiable")
 WEAKER = {"equivalent": "equivalent and different", "difference shown, size not": "supported"}
 
 
