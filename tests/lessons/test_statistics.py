@@ -15,8 +15,7 @@ from workflow.stats import blocked, samples, tests
 from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
 from workflow.stats.contrasts import anova_2x2, estimate, pair
-from workflow.stats.evidence import from_scores
-from workflow.stats.items import Items
+from workflow.stats.evidence import Items, from_scores
 from workflow.stats.rounding import from_moments
 from workflow.stats.samples import ONE_CHECKPOINT, NotTestable, beside_seeds, label, sample
 from workflow.stats.table import check_scores
@@ -163,8 +162,9 @@ def test_lesson_14_a_small_sample_gets_a_students_p():
 
 
 def test_lesson_15_sampling_noise_stands_beside_the_spread_of_seeds():
-    found = beside_seeds(sample([25.0, 26.0, 24.5, 25.5]), [2.2, 2.2, 2.2, 2.2])
-    assert found.sampling_se_of_one_run > found.between_seed_sd
+    runs = sample([25.0, 26.0, 24.5, 25.5])
+    found = beside_seeds(runs, [2.2, 2.2, 2.2, 2.2])
+    assert found.sampling_se_of_one_run > runs.sd
     assert (found.sampling_se_of_one_run, found.sd_beyond_sampling) == (pytest.approx(2.2), 0.0)
 
 

@@ -15,8 +15,7 @@ from workflow.stats import claims_text
 from workflow.stats.chance import false_support
 from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
-from workflow.stats.evidence import SingleRun, from_scores
-from workflow.stats.items import Items
+from workflow.stats.evidence import Items, SingleRun, from_scores
 from workflow.stats.rounding import UNDETERMINED, Printed
 from workflow.stats.samples import ONE_CHECKPOINT
 from workflow.stats.table import check_scores

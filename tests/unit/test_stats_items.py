@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workflow.stats.items import Items, half_widths, new_items_se
+from workflow.stats.confounding import half_widths, new_items_se
+from workflow.stats.evidence import Items
 from workflow.stats.samples import NotTestable
 
 

@@ -11,8 +11,7 @@ from workflow.keys import canonical_json
 from workflow.matrix import Node
 from workflow.report.study import Study
 from workflow.stats.claims_schema import Claim
-from workflow.stats.evidence import Where
-from workflow.stats.items import Items, Run
+from workflow.stats.evidence import Items, Run, Where
 from workflow.store import Record, out_dir, read_jsonl
 
 TREATMENT = ("coupling_sft", "tulu_sft", "tulu_dpo")

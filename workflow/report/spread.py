@@ -33,7 +33,7 @@ def sampling_section(study: Study, metrics: Sequence[Measured]) -> Section:
                     continue
                 found = beside_seeds(cell, cell.sampling_se)
                 numbers = (
-                    show(found.between_seed_sd, place.unit),
+                    show(cell.sd, place.unit),
                     show(found.sampling_se_of_one_run, place.unit),
                     show(found.sd_beyond_sampling, place.unit),
                     f"{found.share_of_variance_from_sampling:.0%}",

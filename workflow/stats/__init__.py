@@ -4,6 +4,6 @@ The last axis of a sample holds its replicates. Leading axes, where there are an
 simulated data; every function broadcasts over them.
 
     table, rounding -> samples -> tests, blocked, contrasts;  power, thresholds;  text: figures as text
-    claims_schema, evidence -> claims_rules (comparisons; verdicts: the region rules; families: who shares an alpha)
-    -> confounding (items) -> claims -> claims_text;  results: what comes out;  chance: how often by chance
+    claims_schema, evidence -> claims_rules (comparisons; verdicts: the region rules)
+    -> confounding -> claims -> claims_text;  results: what comes out;  chance: how often by chance
 """

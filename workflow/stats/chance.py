@@ -8,10 +8,9 @@ import numpy.typing as npt
 
 from workflow.stats import blocked
 from workflow.stats import claims_schema as schema
-from workflow.stats.claims_rules import Case, case_of
+from workflow.stats.claims_rules import Case, case_of, size_of
 from workflow.stats.claims_schema import Claims
 from workflow.stats.evidence import Evidence, Missing, Where
-from workflow.stats.families import size_of
 from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample
 from workflow.stats.verdicts import EQUIVALENT, verdict
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 
 from workflow.stats import claims_schema as schema
 from workflow.stats import verdicts
-from workflow.stats.claims_rules import Case, case_of, member, overlap_members, replicate_member
+from workflow.stats.claims_rules import Case, case_of, family_of, member, overlap_members, replicate_member
 from workflow.stats.claims_schema import Claim, Claims
 from workflow.stats.claims_text import sentence_of
 from workflow.stats.confounding import aliasing, contamination_of, held_against_items
 from workflow.stats.evidence import Evidence, Missing
-from workflow.stats.families import family_of
 from workflow.stats.results import ClaimResult, Member
 from workflow.stats.rounding import UNDETERMINED
 from workflow.stats.samples import NotTestable, label

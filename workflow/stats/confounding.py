@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from workflow.stats.claims_rules import Case
 from workflow.stats.claims_schema import region
-from workflow.stats.evidence import CHANGE, Evidence
-from workflow.stats.items import ENOUGH, BoolArray, half_widths
+from workflow.stats.evidence import CHANGE, BoolArray, Evidence
 from workflow.stats.results import Member
+from workflow.stats.samples import FloatArray, NotTestable, t_quantile
+
+ENOUGH = 100  # clean items under which a comparison on them is not made
 
 
 def aliased(values: Mapping[str, frozenset[str]]) -> bool:
@@ -113,3 +117,52 @@ def _allowed(case: Case, m: Member) -> float:
     if asks.size and not asks.on_d:
         return asks.size
     return asks.size * difference / abs(m.d.value) if asks.on_d and m.d is not None and m.d.value else difference
+
+
+# --- what items allow to be said: an item is a unit of its own kind, and its runs are no further items ---------------
+
+
+def paired_half_width(by_item: FloatArray) -> float:
+    """Half-width of the 95% interval of a mean over items, from each item's own contrast, shape (items,)."""
+    return float(t_quantile(len(by_item) - 1) * by_item.std(ddof=1) / np.sqrt(len(by_item)))
+
+
+def new_items_se(tables: Sequence[tuple[float, FloatArray]]) -> float:
+    """Standard error of a contrast over new replicates and new items alike.
+
+    V = V_replicate + V_item - V_(item x replicate), for a replicates x items layout; the last is in both others.
+
+    Args:
+        tables: weight and scores (replicates, items) of each part. One table of contrasts by pipeline seed where seeds
+            are blocks; one table per condition where they are not.
+    """
+    total = sum(w * y.mean(axis=0) for w, y in tables)
+    v_item = float(np.var(total, ddof=1)) / len(total)
+    v_replicate = v_both = 0.0
+    for w, y in tables:
+        n, m = y.shape
+        if n < 2:
+            raise NotTestable("one replicate: no error between them")
+        rest = y - y.mean(axis=0) - y.mean(axis=1, keepdims=True) + y.mean()
+        v_replicate += w**2 * float(y.mean(axis=1).var(ddof=1)) / n
+        v_both += w**2 * float(np.square(rest).sum()) / ((n - 1) * (m - 1)) / (n * m)
+    return float(np.sqrt(max(v_replicate + v_item - v_both, v_replicate)))
+
+
+def half_widths(
+    tables: Mapping[str, FloatArray], weights: Mapping[str, float], are_blocks: bool
+) -> tuple[float, float | None]:
+    """Of a contrast at 95%: over these items, paired; over new items and replicates (None with one replicate).
+
+    Args:
+        tables: by condition (replicates, items). are_blocks: whether a row is the same pipeline seed in all of them.
+    """
+    paired = paired_half_width(np.asarray(sum(w * tables[c].mean(axis=0) for c, w in weights.items())))
+    parts = [(w, tables[c]) for c, w in weights.items()]
+    if are_blocks:
+        parts = [(1.0, np.asarray(sum(w * y for w, y in parts)))]
+    try:
+        df = min(min(y.shape) for _, y in parts) - 1
+        return paired, float(t_quantile(df)) * new_items_se(parts)
+    except NotTestable:
+        return paired, None

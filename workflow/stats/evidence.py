@@ -1,18 +1,21 @@
 """What claims are judged on: samples by phase, metric and instrument, and what is known of their items and machines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from workflow.stats.items import Items
 from workflow.stats.rounding import Printed
-from workflow.stats.samples import NotTestable, Sample
+from workflow.stats.samples import FloatArray, NotTestable, Sample
 from workflow.stats.table import NoSharedSeed, check_scores, samples
 from workflow.stats.tests import change
 
 Where = tuple[str, str, str]  # phase (or CHANGE), metric, instrument
 Cells = Mapping[Where, Mapping[str, Sample]]
+Run = tuple[str, int, int | None]  # condition, pipeline seed, EM seed (None before EM)
+BoolArray = npt.NDArray[np.bool_]
 CHANGE = "change"  # after EM minus before it, paired by checkpoint
 
 
@@ -30,6 +33,51 @@ class SingleRun:
     protocol: Mapping[str, int]
     values: Mapping[str, Printed]
     source: str
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Right answers of every run to the items of one test, after EM or before it.
+
+    Attributes:
+        ids: shape (items,). correct: run -> bool (items,), in the order of ids.
+        contaminated: condition -> ids in its training data; None where nobody has looked.
+    """
+
+    ids: tuple[str, ...]
+    correct: Mapping[Run, BoolArray]
+    contaminated: Mapping[str, frozenset[str] | None]
+
+    def __post_init__(self) -> None:
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("an item twice in one test")
+        if bad := [run for run, right in self.correct.items() if right.shape != (len(self.ids),)]:
+            raise ValueError(f"{bad[0]}: not the {len(self.ids)} items of the test")
+
+    def clean(self, conditions: Iterable[str]) -> BoolArray:
+        """Which items are in the training data of none of the conditions, shape (items,)."""
+        seen: set[str] = set().union(*(self.contaminated.get(c) or () for c in conditions))
+        return np.array([id not in seen for id in self.ids])
+
+    def unknown(self, conditions: Iterable[str]) -> list[str]:
+        """Conditions in whose training data nobody has looked."""
+        return [c for c in conditions if self.contaminated.get(c) is None]
+
+    def accuracy(self, mask: BoolArray) -> dict[Run, float]:
+        """Each run's share of right answers to the items of the mask."""
+        return {run: float(right[mask].mean()) for run, right in self.correct.items()}
+
+    def n_pipeline_seeds(self, condition: str) -> int:
+        return len({p for c, p, _ in self.correct if c == condition})
+
+    def by_replicate(self, condition: str, mask: BoolArray) -> FloatArray:
+        """Share of right answers by item, shape (replicates, items): a replicate is a pipeline seed, its EM seeds
+        averaged; with a single pipeline seed, an EM seed."""
+        runs = {run[1:]: right[mask] for run, right in self.correct.items() if run[0] == condition}
+        if self.n_pipeline_seeds(condition) == 1:
+            return np.array(list(runs.values()), dtype=np.float64)
+        seeds = dict.fromkeys(p for p, _ in runs)
+        return np.array([np.mean([right for (p, _), right in runs.items() if p == seed], axis=0) for seed in seeds])
 
 
 @dataclass(frozen=True, eq=False)

@@ -187,12 +187,9 @@ def clustered_mean(values: Any, questions: Sequence[Any]) -> CellSampling:
 
 @dataclass(frozen=True)
 class SamplingBesideSeeds:
-    """Between-seed SD of run means beside the sampling error of a run mean (root mean square over runs).
+    """Sampling error of a run mean (root mean square over runs), what of the between-seed SD it does not explain
+    (floored at zero), and its share of the variance between seeds."""
 
-    sd_beyond_sampling: what of the between-seed SD completions do not explain, floored at zero.
-    """
-
-    between_seed_sd: float
     sampling_se_of_one_run: float
     sd_beyond_sampling: float
     share_of_variance_from_sampling: float
@@ -200,8 +197,6 @@ class SamplingBesideSeeds:
 
 def beside_seeds(between: Sample, sampling_se: Sequence[float]) -> SamplingBesideSeeds:
     """between: the run means; sampling_se: the error of each run mean with the questions fixed, shape (runs,)."""
-    mean_square = float(np.mean(np.square(finite(sampling_se, "sampling errors"))))
-    total = between.spread**2
+    mean_square, total = float(np.mean(np.square(finite(sampling_se, "sampling errors")))), between.spread**2
     beyond = float(np.sqrt(max(0.0, total - mean_square)))
-    share = 1.0 if total == 0 else min(1.0, mean_square / total)
-    return SamplingBesideSeeds(between.spread, float(np.sqrt(mean_square)), beyond, share)
+    return SamplingBesideSeeds(mean_square**0.5, beyond, 1.0 if total == 0 else min(1.0, mean_square / total))
