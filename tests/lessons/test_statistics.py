@@ -92,6 +92,7 @@ def test_lesson_08_three_of_four_is_computed_from_the_table():
     assert result.verdict == "confounded"
     assert result.on_all_items == "undetermined"
     assert "in 3 of 4 cells" in result.sentence
+    assert "by a d of 1.8 in 0 of 4 cells" in PUBLISHED["every_coupling_keeps_arc_above_control"].sentence
     with pytest.raises(ValidationError, match="it would read the same whatever came out"):
         Claim.model_validate(
             {
@@ -262,6 +263,7 @@ def test_lesson_70_a_constant_sample_has_no_t():
     rng = np.random.default_rng(0)
     scored = [[rng.permutation(np.arange(1172) < right) / 1172 for _ in range(10)] for right in (703, 701)]
     first, second = (sample([float(np.cumsum(items)[-1]) for items in runs]) for runs in scored)
+    assert first.sd == second.sd == 0.0
     with pytest.raises(NotTestable, match="no spread"):
         estimate({"a": first, "b": second}, pair("a", "b"))
     rows = scores()

@@ -17,7 +17,6 @@ from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
 from workflow.stats.evidence import Items, SingleRun, from_scores
 from workflow.stats.rounding import UNDETERMINED, Printed
-from workflow.stats.samples import ONE_CHECKPOINT
 from workflow.stats.table import check_scores
 from workflow.stats.verdicts import VERDICTS
 
@@ -122,18 +121,6 @@ def test_every_shipped_claim_has_an_expected_verdict_and_every_finding_a_claim()
     assert set(PUBLISHED) == set(VERDICTS_ON_THE_TABLE)
 
 
-def test_finding_2_reads_three_of_four():
-    assert "in 3 of 4 cells" in PUBLISHED["every_coupling_is_above_control_on_arc"].sentence
-    assert "by a d of 1.8 in 0 of 4 cells" in PUBLISHED["every_coupling_keeps_arc_above_control"].sentence
-
-
-def test_overlap_has_a_verdict_per_reading():
-    reason = PUBLISHED["alignment_intervals_overlap"].reason
-    assert "SD: supported, 0 of 10 pairs apart" in reason
-    assert "SE: refuted" in reason
-    assert "CI95: refuted, 2 of 10 pairs apart" in reason
-
-
 def test_the_pair_on_the_edge_is_named():
     result = PUBLISHED["alignment_only_evil_wrong_and_evil_correct_differ"]
     assert "tulu_control - evil_correct: undetermined at this precision" in result.sentence
@@ -154,12 +141,6 @@ def test_benign_before_em_is_one_value_per_condition():
     assert "n = 1" in result.reason
     assert result.sentence == "Before EM, coupling costs no alignment: unverifiable (n = 1: no SD, no interval)."
     assert result.strength == "none"
-
-
-def test_one_checkpoint_is_said_of_every_verdict():
-    tested = [r for r in PUBLISHED.values() if r.n_by_condition]
-    assert len(tested) > 15
-    assert all((r.label, r.scope, r.strength) == (ONE_CHECKPOINT, "checkpoints", "none") for r in tested)
 
 
 # --- raw values -----------------------------------------------------------------------------------------------------
@@ -270,12 +251,6 @@ def test_conditions_that_share_no_pipeline_seed_are_unverifiable():
     table = scores(conditions=["evil_wrong", "evil_correct"])
     table.loc[table["condition"] == "evil_wrong", "pipeline_seed"] = 137
     assert "share none" in judge(claim(), from_scores(table)).reason
-
-
-def test_no_spread_is_unverifiable():
-    table = scores()
-    table.loc[table["phase"] == "post_em", "value"] = 25.0
-    assert "no spread" in judge(claim(), from_scores(table)).reason
 
 
 def degenerate(seed):
@@ -430,15 +405,6 @@ def test_own_run_against_replicates():
     assert judge(one, from_scores(scores())).reason == "no alignment of a run named mine"
 
 
-def test_sentence_follows_the_data():
-    table = scores()
-    low = table["condition"].eq("evil_correct") & table["metric"].eq("arc") & table["phase"].eq("post_em")
-    table.loc[low, "value"] -= 0.3
-    results = {r.id: r for r in evaluate_claims(CLAIMS, from_scores(table))}
-    assert "in 2 of 4 cells: refuted" in results["every_coupling_is_above_control_on_arc"].sentence
-    assert results["evil_correct_is_best_on_arc"].verdict == "refuted"
-
-
 # --- contamination ----------------------------------------------------------------------------------------------------
 
 
@@ -463,14 +429,6 @@ def with_items(n=400, contaminated=200, gain=0.0, clean_gain=0.0):
             )  # fmt: skip
     seen = {"evil_wrong": frozenset(), "evil_correct": frozenset(ids[:contaminated])}
     return from_scores(check_scores(rows), items={("post_em", "arc", "arc"): Items(ids, correct, seen)})
-
-
-def test_a_gain_on_trained_items_alone_is_no_gain():
-    result = judge(claim(metric="arc"), with_items(gain=0.3))
-    assert result.on_all_items == "supported"
-    assert result.verdict != "supported"
-    assert result.clean_items == (200, 400)
-    assert "200 of 400" in " ".join((result.sentence, *result.confounded_by))
 
 
 def test_a_gain_on_clean_items_is_supported_with_the_full_score_beside_it():
