@@ -109,11 +109,9 @@ MUTATIONS = (
     Mutation("nothing differs", "report/confounds.py", "treatments[a] == treatments.get(b)", "lesson_78", "a == b"),
     # the statistics
     Mutation("claims: their text", "stats/claims_schema.py", '"{verdict}" not in self.text', "lesson_08"),
-    Mutation(
-        "one checkpoint", "stats/samples.py", "if self.n_pipeline_seeds == 1 else", "lesson_13_em", "if False else"
-    ),
+    Mutation("one checkpoint", "stats/samples.py", "return ONE_CHECKPOINT if min", "lesson_13_em", "return '' if min"),
     Mutation("size: shown", "stats/verdicts.py", "shown & (size_low >= x)", "lesson_68", "shown"),
-    Mutation("clean items", "stats/claims.py", "if found.evidence is not None:", "lesson_69", "if False:"),
+    Mutation("clean items", "stats/claims.py", "if clean_items and clean_items[0] > 1:", "lesson_69", "if False:"),
     Mutation("contamination", "stats/confounding.py", "if conditions & set(names):", "lesson_69", "if False:"),
     Mutation("constant", "stats/samples.py", "CONSTANT = 1e-9", "lesson_70", "CONSTANT = -1.0"),
     Mutation(

@@ -3,7 +3,6 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,12 +15,10 @@ from workflow.stats import claims_text
 from workflow.stats.chance import false_support
 from workflow.stats.claims import evaluate_claim, evaluate_claims
 from workflow.stats.claims_schema import Claim, Claims, load_claims
-from workflow.stats.evidence import SingleRun, from_scores
-from workflow.stats.items import Items
+from workflow.stats.evidence import Items, SingleRun, from_scores
 from workflow.stats.rounding import UNDETERMINED, Printed
-from workflow.stats.samples import ONE_CHECKPOINT
 from workflow.stats.table import check_scores
-from workflow.stats.verdicts import Verdict
+from workflow.stats.verdicts import VERDICTS
 
 ROOT = Path(__file__).parents[2]
 CLAIMS = load_claims(ROOT / "config/claims.yaml")
@@ -103,7 +100,7 @@ VERDICTS_ON_THE_TABLE = {  # verdict, and that on all items where the contaminat
 def test_verdicts_on_the_published_table(name):
     result = PUBLISHED[name]
     assert (result.verdict, result.on_all_items) == VERDICTS_ON_THE_TABLE[name]
-    assert result.verdict in get_args(Verdict)
+    assert result.verdict in VERDICTS
     assert result.verdict in result.sentence
 
 
@@ -122,18 +119,6 @@ def test_a_claim_of_a_change_tells_the_levels_that_it_led_to():
 def test_every_shipped_claim_has_an_expected_verdict_and_every_finding_a_claim():
     assert {c.finding for c in CLAIMS.claims if c.finding} == {1, 2, 3, 4, 5, 6, 7}
     assert set(PUBLISHED) == set(VERDICTS_ON_THE_TABLE)
-
-
-def test_finding_2_reads_three_of_four():
-    assert "in 3 of 4 cells" in PUBLISHED["every_coupling_is_above_control_on_arc"].sentence
-    assert "by a d of 1.8 in 0 of 4 cells" in PUBLISHED["every_coupling_keeps_arc_above_control"].sentence
-
-
-def test_overlap_has_a_verdict_per_reading():
-    reason = PUBLISHED["alignment_intervals_overlap"].reason
-    assert "SD: supported, 0 of 10 pairs apart" in reason
-    assert "SE: refuted" in reason
-    assert "CI95: refuted, 2 of 10 pairs apart" in reason
 
 
 def test_the_pair_on_the_edge_is_named():
@@ -156,12 +141,6 @@ def test_benign_before_em_is_one_value_per_condition():
     assert "n = 1" in result.reason
     assert result.sentence == "Before EM, coupling costs no alignment: unverifiable (n = 1: no SD, no interval)."
     assert result.strength == "none"
-
-
-def test_one_checkpoint_is_said_of_every_verdict():
-    tested = [r for r in PUBLISHED.values() if r.n_by_condition]
-    assert len(tested) > 15
-    assert all((r.label, r.scope, r.strength) == (ONE_CHECKPOINT, "checkpoints", "none") for r in tested)
 
 
 # --- raw values -----------------------------------------------------------------------------------------------------
@@ -274,12 +253,6 @@ def test_conditions_that_share_no_pipeline_seed_are_unverifiable():
     assert "share none" in judge(claim(), from_scores(table)).reason
 
 
-def test_no_spread_is_unverifiable():
-    table = scores()
-    table.loc[table["phase"] == "post_em", "value"] = 25.0
-    assert "no spread" in judge(claim(), from_scores(table)).reason
-
-
 def degenerate(seed):
     """Constants, zeros, values equal but for a last bit, two values or noise, with holes."""
     rng = np.random.default_rng(seed)
@@ -306,7 +279,7 @@ def degenerate(seed):
 def test_degenerate_tables_come_out_in_words_and_in_numbers_that_are_numbers(seed):
     results = evaluate_claims(CLAIMS, from_scores(degenerate(seed)))
     json.dumps([asdict(r) for r in results], allow_nan=False)
-    assert all(r.verdict in get_args(Verdict) for r in results)
+    assert all(r.verdict in VERDICTS for r in results)
 
 
 def test_a_change_of_equal_values_has_no_spread():
@@ -432,15 +405,6 @@ def test_own_run_against_replicates():
     assert judge(one, from_scores(scores())).reason == "no alignment of a run named mine"
 
 
-def test_sentence_follows_the_data():
-    table = scores()
-    low = table["condition"].eq("evil_correct") & table["metric"].eq("arc") & table["phase"].eq("post_em")
-    table.loc[low, "value"] -= 0.3
-    results = {r.id: r for r in evaluate_claims(CLAIMS, from_scores(table))}
-    assert "in 2 of 4 cells: refuted" in results["every_coupling_is_above_control_on_arc"].sentence
-    assert results["evil_correct_is_best_on_arc"].verdict == "refuted"
-
-
 # --- contamination ----------------------------------------------------------------------------------------------------
 
 
@@ -465,14 +429,6 @@ def with_items(n=400, contaminated=200, gain=0.0, clean_gain=0.0):
             )  # fmt: skip
     seen = {"evil_wrong": frozenset(), "evil_correct": frozenset(ids[:contaminated])}
     return from_scores(check_scores(rows), items={("post_em", "arc", "arc"): Items(ids, correct, seen)})
-
-
-def test_a_gain_on_trained_items_alone_is_no_gain():
-    result = judge(claim(metric="arc"), with_items(gain=0.3))
-    assert result.on_all_items == "supported"
-    assert result.verdict != "supported"
-    assert result.clean_items == (200, 400)
-    assert "200 of 400" in " ".join((result.sentence, *result.confounded_by))
 
 
 def test_a_gain_on_clean_items_is_supported_with_the_full_score_beside_it():
@@ -608,6 +564,17 @@ def test_the_chance_of_a_false_support_is_simulated_from_the_design():
         ({"rule": {"test": "difference", "direction": "higher", "margin": 5.0}}, "needs a `because:`"),
         ({"rule": {"test": "difference", "direction": "higher", "effect": 1.0, "effect_raw": 1.0}}, "one size"),
         ({"rule": {"test": "difference", "direction": "higher", "effect": -1.0}}, "greater than 0"),
+        ({"rule": {"test": "difference", "direction": "higher", "effect_raw": float("nan")}}, "finite number"),
+        ({"rule": {"test": "equivalence", "margin": 0.0, "because": "because of this"}}, "greater than 0"),
+        ({"rule": {"test": "equivalence", "margin": float("inf"), "because": "because of this"}}, "finite number"),
+        ({"rule": {"test": "difference", "direction": "higher", "alpha": float("nan")}}, "less than 1"),
+        (
+            {
+                "contrast": {"kind": "groups", "first": ["a"], "second": ["b"]},
+                "rule": {"test": "difference", "direction": "higher", "correction": "holm", "family": "all_pairs"},
+            },
+            "family all_pairs is of pairs",
+        ),
         ({"text": "{verdict} {first_mean}"}, "has none of"),
         ({"text": "{verdict} {t}", "contrast": {"kind": "pairs", "first": ["a"], "second": ["b", "c"]}}, "has none of"),
         ({"measure": "change", "phase": "pre_em"}, "phase must be post_em"),
@@ -624,13 +591,13 @@ def test_a_malformed_claim_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"claims": [claim().model_dump()] * 2}, "claim named twice: c"),
-        ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": -0.5}}]}, "not to zero"),
+        ({"claims": [claim().model_dump()] * 2}, "named twice: claim c"),
+        ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": -0.5}}]}, "must sum to zero"),
         ({"contrasts": [{"name": "x", "weights": {"a": 1.0, "b": float("nan")}}]}, "NaN"),
         ({"primary": ["a", "b", "c"]}, "at most 2"),
         ({"primary": []}, "at least 1"),
         ({"claims": [claim(contrast={"kind": "weights", "name": "z"}).model_dump()]}, "z is not declared"),
-        ({"matrix": ["a", "a"]}, "condition named twice"),
+        ({"matrix": ["a", "a"]}, "named twice: a"),
     ],
 )
 def test_a_malformed_file_is_refused(changes, message):

@@ -46,11 +46,6 @@ def test_taking_em_seeds_as_the_unit_raises_false_positives(calibration):
     assert (wrong < 0.005).any(axis=1).mean() > 0.5
 
 
-def test_the_closed_forms_are_the_librarys(calibration):
-    for name, difference in calibration.library(calibration.Simulation(np.random.default_rng(0), 100)):
-        assert float(difference) < 1e-9, name
-
-
 def test_the_published_power_of_blocks(calibration):
     """P x E, power blocked and nested, false positives blocked; within the Monte-Carlo error of 3,000 matrices."""
     expected = {

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from workflow.stats.items import Items, contrast_by_item, new_items_se, paired_half_width
+from workflow.stats.confounding import half_widths, new_items_se
+from workflow.stats.evidence import Items
 from workflow.stats.samples import NotTestable
 
 
@@ -24,14 +25,13 @@ def test_clean_is_clean_for_every_condition_of_the_contrast():
 
 
 def test_em_seeds_are_averaged_by_item_before_pipeline_seeds():
-    found = items()
+    two = items()
     mask = np.ones(6, dtype=bool)
-    by_hand = np.mean([found.correct["a", 1, e] for e in (1, 2, 3)], axis=0)
-    assert found.means("a", mask).shape == (2, 6)
-    assert found.means("a", mask)[0] == pytest.approx(by_hand)
-    assert found.replicates("a", mask).shape == (6, 6)
-    with pytest.raises(NotTestable, match="no item data of z"):
-        found.means("z", mask)
+    by_hand = np.mean([two.correct["a", 1, e] for e in (1, 2, 3)], axis=0)
+    assert two.by_replicate("a", mask).shape == (2, 6)
+    assert two.by_replicate("a", mask)[0] == pytest.approx(by_hand)
+    one = Items(two.ids, {run: right for run, right in two.correct.items() if run[1] == 1}, two.contaminated)
+    assert one.by_replicate("a", mask).shape == (3, 6), "EM seeds are the replicates of one checkpoint"
 
 
 def test_accuracy_is_over_the_mask_alone():
@@ -41,12 +41,14 @@ def test_accuracy_is_over_the_mask_alone():
 
 
 def test_the_paired_interval_is_a_t_interval_of_item_differences():
-    found, mask = items(40), np.ones(40, dtype=bool)
-    means = {c: found.means(c, mask) for c in "ab"}
-    z = contrast_by_item(means, {"a": 1.0, "b": -1.0})
-    expected = stats.ttest_1samp(z, 0).confidence_interval()
-    assert paired_half_width(z) == pytest.approx((expected.high - expected.low) / 2)
-    assert paired_half_width(z[:1]) == float("inf")
+    known, mask = items(40), np.ones(40, dtype=bool)
+    tables = {c: known.by_replicate(c, mask) for c in "ab"}
+    paired, new = half_widths(tables, {"a": 1.0, "b": -1.0}, are_blocks=True)
+    differences = tables["a"].mean(axis=0) - tables["b"].mean(axis=0)
+    expected = stats.ttest_1samp(differences, 0).confidence_interval()
+    assert paired == pytest.approx((expected.high - expected.low) / 2)
+    assert new > paired
+    assert half_widths({c: y[:1] for c, y in tables.items()}, {"a": 1.0, "b": -1.0}, are_blocks=False)[1] is None
 
 
 def test_new_items_add_their_variance_without_counting_the_cell_twice():

@@ -7,8 +7,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from workflow.stats.rounding import from_moments
-from workflow.stats.samples import ONE_CHECKPOINT, NotTestable, Sample, beside_seeds, clustered_mean, sample
-from workflow.stats.samples import testable as check_testable
+from workflow.stats.samples import (
+    ONE_CHECKPOINT,
+    CellSampling,
+    NotTestable,
+    Sample,
+    beside_seeds,
+    clustered_mean,
+    label,
+    sample,
+)
 from workflow.stats.table import COLUMNS, NoSharedSeed, check_scores, runs, samples
 from workflow.stats.tests import change
 
@@ -23,7 +31,8 @@ def row(condition="a", pipeline=42, em=1, value=25.0, **changes):
 def test_interval_is_students_t():
     x = [25.0, 27.0, 26.0, 24.5, 28.0]
     expected = stats.t.interval(0.95, 4, loc=np.mean(x), scale=stats.sem(x))
-    assert sample(x).ci95 == pytest.approx(expected)
+    half = sample(x).ci95_half_width
+    assert (sample(x).mean - half, sample(x).mean + half) == pytest.approx(expected)
 
 
 def test_half_width_of_ten_is_2_262_standard_errors():
@@ -31,20 +40,19 @@ def test_half_width_of_ten_is_2_262_standard_errors():
     assert summary.ci95_half_width == pytest.approx(2.262157 * 2 / np.sqrt(10), abs=1e-5)
 
 
-def test_one_value_has_no_interval_and_says_so():
+def test_one_value_has_no_interval():
     one = sample([90.65])
-    assert (one.mean, one.sd, one.se, one.ci95_half_width, one.ci95) == (90.65, None, None, None, None)
-    assert "n = 1: no interval" in one.note
+    assert (one.mean, one.sd, one.ci95_half_width) == (90.65, None, None)
 
 
 def test_one_pipeline_seed_is_said_and_several_are_not():
-    assert ONE_CHECKPOINT in sample([1.0, 2.0]).note
-    assert ONE_CHECKPOINT not in sample([1.0, 2.0], "pipeline seed", 2).note
+    assert label(sample([1.0, 2.0])) == ONE_CHECKPOINT
+    assert label(sample([1.0, 2.0], "pipeline seed")) == ""
 
 
-@pytest.mark.parametrize("bad", [[], [1.0, float("nan")], [float("inf")], [None, 1.0], [[1.0, 2.0]]])
+@pytest.mark.parametrize("bad", [[], [1.0, float("nan")], [float("inf")], [None, 1.0], 1.0])
 def test_nan_empty_and_wrong_shape_are_refused(bad):
-    with pytest.raises(ValueError, match=r"empty|NaN|one dimension"):
+    with pytest.raises(ValueError, match=r"empty|NaN"):
         sample(bad)
 
 
@@ -53,21 +61,11 @@ def test_masked_values_are_refused_by_name():
         sample(np.ma.masked_array([1.0, 2.0, 3.0], mask=[False, True, False]))
 
 
-def test_ten_equal_scores_have_no_spread_whatever_float_sums_say():
-    """703/1172 ten times, by a mean of 1172 items each: equal but for the last bit."""
-    rng = np.random.default_rng(0)
-    right = np.arange(1172) < 703
-    scores = [rng.permutation(right).mean() + i * 1e-16 for i in range(10)]
-    assert sample(scores).sd == 0.0
-    with pytest.raises(NotTestable, match="no spread"):
-        check_testable(sample(scores), sample([701 / 1172] * 10))
-
-
 def test_a_pipeline_seed_twice_is_refused():
     with pytest.raises(ValueError, match="twice"):
-        sample([1.0, 2.0], "pipeline seed", 2, (42, 42))
+        sample([1.0, 2.0], "pipeline seed", (42, 42))
     with pytest.raises(ValueError, match="2 values and 1 pipeline seeds"):
-        sample([1.0, 2.0], "pipeline seed", 2, (42,))
+        sample([1.0, 2.0], "pipeline seed", (42,))
 
 
 @given(values, st.randoms())
@@ -88,21 +86,21 @@ def test_scale_carries_through(x, factor):
 def test_a_change_is_paired_with_the_checkpoint_that_it_started_from():
     one = change(sample([24.0, 26.0]), sample([90.0], "pipeline seed", blocks=(42,)))
     assert (one.values.tolist(), one.unit) == ([-66.0, -64.0], "EM seed")
-    after = sample([25.0, 20.0, 30.0], "pipeline seed", 3, (1, 2, 3))
-    before = sample([88.0, 92.0], "pipeline seed", 2, (3, 2))
+    after = sample([25.0, 20.0, 30.0], "pipeline seed", (1, 2, 3))
+    before = sample([88.0, 92.0], "pipeline seed", (3, 2))
     several = change(after, before)
     assert (several.values.tolist(), several.blocks) == ([-72.0, -58.0], (2, 3))
 
 
 def test_what_has_no_pair_has_no_change():
     with pytest.raises(NotTestable, match="which one"):
-        change(sample([24.0, 26.0]), sample([90.0, 91.0], "pipeline seed", 2, (1, 2)))
+        change(sample([24.0, 26.0]), sample([90.0, 91.0], "pipeline seed", (1, 2)))
     with pytest.raises(NotTestable, match="both before and after"):
-        change(sample([1.0], "pipeline seed", 1, (1,)), sample([1.0], "pipeline seed", 1, (2,)))
+        change(sample([1.0], "pipeline seed", (1,)), sample([1.0], "pipeline seed", (2,)))
 
 
 def test_a_printed_change_keeps_both_roundings():
-    after, before = from_moments(25.0, 2.0, 10, 0.005, 0.01), Sample(np.array([90.0]), "pipeline seed", 1, 0.05)
+    after, before = from_moments(25.0, 2.0, 10, 0.005, 0.01), Sample(np.array([90.0]), "pipeline seed", (), 0.05)
     found = change(after, before)
     assert (found.mean, found.mean_rounding) == (pytest.approx(-65.0), pytest.approx(0.055))
     assert found.values.mean(axis=-1).min() == pytest.approx(-65.055)
@@ -110,15 +108,14 @@ def test_a_printed_change_keeps_both_roundings():
 
 def test_one_pipeline_seed_makes_em_seeds_the_unit():
     cell = samples(check_scores([row(em=e, value=v) for e, v in ((1, 24.0), (2, 26.0))]), "alignment")["a"]
-    assert (cell.values, cell.unit, cell.sampling_se) == ((24.0, 26.0), "EM seed", (2.0, 2.0))
-    assert ONE_CHECKPOINT in cell.sample.note
+    assert (cell.values.tolist(), cell.unit, cell.sampling_se) == ([24.0, 26.0], "EM seed", (2.0, 2.0))
 
 
 def test_several_pipeline_seeds_are_the_unit_and_their_common_em_seeds_are_averaged_first():
     uneven = [row(pipeline=1, em=e, value=v) for e, v in ((1, 20.0), (2, 22.0), (3, 24.0))]
     cell = samples(check_scores([*uneven, row(pipeline=2, em=1, value=30.0)]), "alignment")["a"]
-    assert (cell.values, cell.unit, cell.sample.blocks) == ((20.0, 30.0), "pipeline seed", (1, 2))
-    assert (cell.em_seeds_per_pipeline_seed, cell.left_out_em_seeds) == ((1, 1), (2, 3))
+    assert (cell.values.tolist(), cell.unit, cell.blocks) == ([20.0, 30.0], "pipeline seed", (1, 2))
+    assert (cell.runs, cell.left_out) == (2, "EM seeds 2, 3, which not every checkpoint has")
 
 
 def test_checkpoints_that_share_no_em_seed_are_refused():
@@ -132,7 +129,7 @@ def test_a_condition_with_one_pipeline_seed_reduces_all_to_the_shared_one():
     )
     cells = samples(table, "alignment")
     assert {cell.unit for cell in cells.values()} == {"EM seed"}
-    assert cells["a"].left_out_pipeline_seeds == (2,)
+    assert cells["a"].left_out == "pipeline seeds 2, which not every condition has"
 
 
 def test_conditions_that_share_no_pipeline_seed_are_refused():
@@ -173,7 +170,7 @@ def test_two_instruments_must_be_told_apart():
     table = check_scores([row(), row(instrument="other")])
     with pytest.raises(ValueError, match="say which"):
         samples(table, "alignment")
-    assert samples(table, "alignment", instrument="other")["a"].values == (25.0,)
+    assert samples(table, "alignment", instrument="other")["a"].values.tolist() == [25.0]
     assert samples(table, "arc") == {}
 
 
@@ -186,26 +183,18 @@ def test_clustered_error_by_hand():
     assert result.se_clustered_by_question == pytest.approx(2.0)
     # within each question the variance is 2: SE = sqrt(2 * 2 + 2 * 2) / 4
     assert result.se_questions_fixed == pytest.approx(np.sqrt(8) / 4)
-    assert (result.mean, result.n_items, result.n_questions, result.note) == (3.0, 4, 2, "")
 
 
 def test_a_balanced_clustered_error_is_that_of_question_means():
     items = np.random.default_rng(0).normal(size=(8, 10)) + np.arange(8)[:, None]
     result = clustered_mean(items.ravel(), np.repeat(np.arange(8), 10))
     assert result.se_clustered_by_question == pytest.approx(stats.sem(items.mean(axis=1)))
-    assert result.ci95_half_width_clustered_by_question == pytest.approx(
-        2.3646 * stats.sem(items.mean(axis=1)), rel=1e-4
-    )
 
 
-def test_what_items_cannot_say_is_said():
-    one_question = clustered_mean([1.0, 2.0], ["q", "q"])
-    assert one_question.se_clustered_by_question is None
-    assert "one question" in one_question.note
-    one_each = clustered_mean([1.0, 2.0], ["q", "r"])
-    assert one_each.se_questions_fixed is None
-    assert "one completion" in one_each.note
-    assert clustered_mean([1.0], ["q"]).n_questions == 1
+def test_what_items_cannot_say_is_not_said():
+    assert clustered_mean([1.0, 2.0], ["q", "q"]).se_clustered_by_question is None
+    assert clustered_mean([1.0, 2.0], ["q", "r"]).se_questions_fixed is None
+    assert clustered_mean([1.0], ["q"]) == CellSampling(None, None)
 
 
 def test_items_and_questions_must_match():
@@ -223,7 +212,7 @@ def test_clustered_error_ignores_order_and_follows_scale(order, factor):
 
 def test_sampling_error_stands_beside_the_seed_sd():
     result = beside_seeds(from_moments(25.0, 1.8, 10), [2.2] * 10)
-    assert result.sampling_exceeds_seed_sd
+    assert result.sampling_se_of_one_run > 1.8
     assert (result.sd_beyond_sampling, result.share_of_variance_from_sampling) == (0.0, 1.0)
     wide = beside_seeds(from_moments(25.0, 5.0, 10), [3.0] * 10)
     assert wide.sd_beyond_sampling == pytest.approx(4.0)

@@ -7,9 +7,10 @@ from workflow.report.blocks import DASH, Block, Cell, Cells, Fold, Section, Tabl
 from workflow.report.study import Study
 from workflow.report.tables import title
 from workflow.stats.claims_schema import Claims
-from workflow.stats.contrasts import Comparison, Untestable, anova_2x2, compare_all, declared_contrasts
+from workflow.stats.contrasts import Comparison, anova_2x2, compare, compare_all
 from workflow.stats.rounding import Range
 from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample, label
+from workflow.stats.tests import Estimate
 from workflow.stats.text import number
 
 Factors = Mapping[str, tuple[str, str]]  # condition -> (persona, answers), where it has both
@@ -44,7 +45,7 @@ def measured(study: Study) -> list[Measured]:
     for arm in study.arms:
         for metric in MAIN:
             for place in study.places_of(metric):
-                cells = study.summaries(arm, "post_em", place)
+                cells = study.sample(arm, "post_em", place)
                 path = "/".join(part for part in (arm or "", "post_em", place.instrument, place.metric) if part)
                 slug = f"{arm or 'main'}-{place.instrument}-{place.metric}"
                 if cells:
@@ -92,7 +93,7 @@ def _pairs(m: Measured, margins: Sequence[float], claims: Claims) -> Table:
     others = {name: cell for name, cell in m.cells.items() if name not in claims.matrix}
     size = len(claims.matrix) * (len(claims.matrix) - 1) // 2
     family = compare_all(in_matrix, size) if len(in_matrix) > 1 else []
-    methods = dict.fromkeys(p.method for p in family if isinstance(p, Comparison))
+    methods = dict.fromkeys(p.estimate.method for p in family if p.estimate)
     blocked = next(iter(m.cells.values())).unit == PIPELINE_SEED
     rows = [_pair_row(m, pair, margins) for pair in family]
     header = (
@@ -120,67 +121,65 @@ def _pairs(m: Measured, margins: Sequence[float], claims: Claims) -> Table:
         if blocked
         else "",
         "Square brackets after a figure: its range over the rounding of the printed inputs." if _is_printed(m) else "",
-        *(f"No test of {p.first} − {p.second}: {p.reason}." for p in family if isinstance(p, Untestable)),
+        *(f"No test of {p.name.replace(' - ', ' − ')}: {p.reason}." for p in family if p.estimate is None),
         f"Not in the family of pairs: {', '.join(others)}." if others else "",
         m.note,
     )
     return table(f"pairs-{m.slug}", m.title, header, rows, (0,), notes)
 
 
-def _standardiser(family: Sequence[Comparison | Untestable]) -> str:
-    return next((p.standardiser for p in family if isinstance(p, Comparison)), "the pooled SD")
+def _standardiser(family: Sequence[Comparison]) -> str:
+    return next((p.estimate.effect.standardiser for p in family if p.estimate), "the pooled SD")
 
 
-def _pair_row(m: Measured, c: Comparison | Untestable, margins: Sequence[float]) -> list[str | Cell]:
+def _pair_row(m: Measured, c: Comparison, margins: Sequence[float]) -> list[str | Cell]:
     blocked = next(iter(m.cells.values())).unit == PIPELINE_SEED
-    if isinstance(c, Untestable):
+    first, second = c.weights
+    if (e := c.estimate) is None:
         dashes = [DASH] * (10 + 2 * blocked + len(margins))
-        return [f"{c.first} − {c.second}", Cell("no test", tone="open"), *dashes]
+        return [f"{first} − {second}", Cell("no test", tone="open"), *dashes]
+    own = None if e.separate is None else Range.of(e.separate.p())
+    tukey = None if c.p_tukey is None else Range(c.p_tukey, c.p_tukey, c.p_tukey)
+    texts = (
+        f"{m.cells[first].n}, {m.cells[second].n}",
+        *_numbers(e, m.unit),
+        p_value(c.p_bonferroni),
+        p_value(c.p_holm),
+        *((p_value(tukey), p_value(own)) if blocked else ()),
+        ranged(Range.of(e.effect.d)),
+        general(e.effect.hedges_g),
+        " to ".join(general(Range.of(end).value) for end in e.effect.interval()),
+        *(p_value(Range.of(e.tost_p(margin))) for margin in margins),
+    )
+    return [f"{first} − {second}", *(m.cell(text, first, second) for text in texts)]
 
-    def cell(text: str) -> Cell:
-        return m.cell(text, c.first, c.second)
 
-    equivalence = [Range.of(c.estimate.tost_p(margin)) for margin in margins]
-    more = [DASH if p is None else p_value(Range(p, p, p)) for p in (c.p_tukey, c.separate_p)] if blocked else []
-    return [
-        f"{c.first} − {c.second}",
-        cell(f"{c.n[0]}, {c.n[1]}"),
-        cell(show(c.difference_first_minus_second.value, m.unit, sign=True)),
-        cell(interval(c.ci95_low, c.ci95_high, m.unit)),
-        cell(ranged(c.t)),
-        cell(f"{c.df:.1f}"),
-        cell(p_value(c.p)),
-        cell(p_value(c.p_bonferroni)),
-        cell(p_value(c.p_holm)),
-        *(cell(text) for text in more),
-        cell(ranged(c.cohens_d_first_minus_second)),
-        cell(general(c.hedges_g_first_minus_second)),
-        cell(f"{general(c.effect_ci95_low)} to {general(c.effect_ci95_high)}"),
-        *(cell(p_value(p)) for p in equivalence),
-    ]
+def _numbers(e: Estimate, unit: str) -> list[str]:
+    """Difference, its 95% interval, t, df, p."""
+    low, high = (Range.of(end).value for end in e.interval())
+    df = f"{Range.of(e.df).value:.1f}"
+    difference = show(Range.of(e.value).value, unit, sign=True)
+    return [difference, interval(low, high, unit), ranged(Range.of(e.t)), df, p_value(e.p_range())]
 
 
 def contrasts_section(metrics: Sequence[Measured], claims: Claims, factors: Factors) -> Section:
     """The declared contrasts, always; the 2 x 2 where its four cells are there."""
     blocks: list[Block] = []
     for m in metrics:
-        made, left_out = declared_contrasts(m.cells, claims.declared())
+        made = [compare(name, m.cells, weights) for name, weights in claims.declared().items()]
         margins = margins_of(claims, m.metric)
         rows: list[list[str | Cell]] = []
         for c in made:
-            names = tuple(name for name, _ in c.weights)
-            equivalence = [Range.of(c.estimate.tost_p(margin)) for margin in margins]
+            if (e := c.estimate) is None:
+                continue
             numbers = (
-                show(c.difference_first_minus_second.value, m.unit, sign=True),
-                interval(c.ci95_low, c.ci95_high, m.unit),
-                ranged(c.t),
-                f"{c.df:.1f}",
-                p_value(c.p),
-                ranged(c.cohens_d_first_minus_second),
-                str(sum(c.n)),
-                *(p_value(p) for p in equivalence),
+                *_numbers(e, m.unit),
+                ranged(Range.of(e.effect.d)),
+                str(sum(m.cells[name].n for name in c.weights)),
+                *(p_value(Range.of(e.tost_p(margin))) for margin in margins),
             )
-            rows.append([c.name, *(m.cell(text, *names) for text in numbers)])
+            rows.append([c.name, *(m.cell(text, *c.weights) for text in numbers)])
+        left_out = {c.name: c.reason for c in made if c.estimate is None}
         rows += [[name, Cell("not possible", tone="open"), *[DASH] * (6 + len(margins))] for name in left_out]
         header = (
             "contrast",
@@ -214,19 +213,19 @@ def _anova(m: Measured, factors: Factors) -> list[Block]:
         return []
     rows: list[Cells] = [
         [
-            r.term,
+            str(term),
             *(
                 m.cell(text)
                 for text in (
-                    number(r.sum_sq),
-                    f"{r.df}, {r.df_residual}",
-                    f"{r.f:.2f}",
-                    p_value(Range(r.p, r.p, r.p)),
-                    f"{r.partial_eta_squared:.3f}",
+                    number(r["sum_sq"]),
+                    f"{r['df']:.0f}, {r['df_residual']:.0f}",
+                    f"{r['F']:.2f}",
+                    p_value(Range(*[r["PR(>F)"]] * 3)),
+                    f"{r['partial_eta_squared']:.3f}",
                 )
             ),
         ]
-        for r in found
+        for term, r in found.iterrows()
     ]
     header = ("term", "sum of squares (type III)", "df", "F", "p", "partial η²")
     return [

@@ -10,10 +10,8 @@ from workflow.config import ConfigError
 from workflow.keys import canonical_json
 from workflow.matrix import Node
 from workflow.report.study import Study
-from workflow.stats.claims_rules import conditions_of
 from workflow.stats.claims_schema import Claim
-from workflow.stats.evidence import Where
-from workflow.stats.items import Items, Run
+from workflow.stats.evidence import Items, Run, Where
 from workflow.store import Record, out_dir, read_jsonl
 
 TREATMENT = ("coupling_sft", "tulu_sft", "tulu_dpo")
@@ -106,7 +104,7 @@ def refuse_equal_treatments(study: Study) -> None:
 
 
 def _compared(claim: Claim, study: Study) -> list[str]:
-    return [] if claim.contrast.kind in ("one_run", "before_after") else conditions_of(claim, study.claims)
+    return [] if claim.contrast.kind in ("one_run", "before_after") else study.claims.conditions(claim)
 
 
 def _treatments(study: Study) -> dict[str, str]:

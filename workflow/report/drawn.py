@@ -69,7 +69,7 @@ def _panel(study: Study, arm: str | None, place: Place) -> Panel:
         f"{TITLES[place.metric]} ({place.instrument})",
         axis_name(study, place),
         {name: _values(study, arm, place, name) for name in study.conditions},
-        study.summaries(arm, "post_em", place),
+        study.sample(arm, "post_em", place),
         {name: list(cell.values) for name, cell in study.sample(arm, "pre_em", place).items()},
         min(chances) if place.metric == "arc" and len(chances) == 1 else None,
     )

@@ -150,7 +150,7 @@ def outlier(id: str, title: str, axis_name: str, rows: Sequence[Single], caption
                 solid_capstyle="butt",
                 zorder=1,
             )
-            axis.plot([r.mean_of_others] * 2, [row - 0.32, row - 0.12], color=INK, linewidth=1.2, zorder=2)
+            axis.plot([r.others.mean] * 2, [row - 0.32, row - 0.12], color=INK, linewidth=1.2, zorder=2)
             _run_points(axis, list(single.others), row + 0.1)
             axis.scatter([r.value], [row], marker="X", s=38, color=MARK, edgecolors=INK, linewidths=0.6, zorder=6)
             for value in single.more.values():

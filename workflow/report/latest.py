@@ -99,8 +99,8 @@ def summary(rows: pd.DataFrame, arm: str | None) -> str:
         runs, cells = 0, []
         for metric, instrument, unit in places.itertuples(index=False):
             both = [found[metric, instrument, phase].get(condition) for phase in PHASES]
-            runs = max(runs, *(sum(cell.em_seeds_per_pipeline_seed) for cell in both if cell))
-            cells.append(" -> ".join(show(cell.sample.mean, unit) if cell else MISSING for cell in both))
+            runs = max(runs, *(cell.runs for cell in both if cell))
+            cells.append(" -> ".join(show(cell.mean, unit) if cell else MISSING for cell in both))
         lines.append([str(condition), str(runs), *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)

@@ -9,7 +9,7 @@ from workflow.report.comparisons import Measured
 from workflow.report.facts import gpu_seconds
 from workflow.report.study import Place, Study
 from workflow.stats import blocked
-from workflow.stats.power import Costs, Design, DesignRow, Variances, minimum_detectable, power_table
+from workflow.stats.power import Design, DesignRow, PerLevel, minimum_detectable, power_table
 from workflow.stats.samples import PIPELINE_SEED, NotTestable
 from workflow.store import Record
 
@@ -36,16 +36,13 @@ def _detectable(metrics: Sequence[Measured]) -> Block:
             continue
         sd = _replicate_sd(m, sds)
         pairs = max(1, len(m.cells) * (len(m.cells) - 1) // 2)
-        one, every = (
-            minimum_detectable(n, alpha=0.05 / tests, sd=sd, unit=unit, n_conditions=max(2, len(m.cells)))
-            for tests in (1, pairs)
-        )
+        one, every = (minimum_detectable(n, 0.05 / tests, unit, max(2, len(m.cells))) for tests in (1, pairs))
         numbers = (
             show(sd, m.unit),
-            f"{one.in_sds:.2f}",
-            show(one.difference, m.unit),
-            f"{every.in_sds:.2f}",
-            show(every.difference, m.unit),
+            f"{one:.2f}",
+            show(one * sd, m.unit),
+            f"{every:.2f}",
+            show(every * sd, m.unit),
         )
         rows.append([m.title, str(n), unit, *(m.cell(text) for text in numbers)])
     header = (
@@ -71,7 +68,7 @@ def _replicate_sd(m: Measured, sds: Sequence[float]) -> float:
     """Median SD between EM seeds; residual SD of checkpoint means where pipeline seeds are the replicates."""
     try:
         if next(iter(m.cells.values())).unit == PIPELINE_SEED and len(m.cells) > 1:
-            return blocked.fit(blocked.checkpoints(m.cells)).residual_sd
+            return float(np.sqrt(blocked.fit(blocked.checkpoints(m.cells)).mse_resid))
     except NotTestable:
         pass
     return float(np.median(sds))
@@ -81,16 +78,16 @@ def _designs(study: Study, place: Place) -> list[Block]:
     """More EM seeds or more completions, against this design. Nothing where a component is not known: with one pipeline
     seed nobody knows what another would give, so no design with more of them has a price in precision."""
     cells = list(study.sample(study.arms[0], "post_em", place).values())
-    known = [c for c in cells if c.sample.sd is not None and c.sampling_se and len(c.pipeline_seeds) == 1]
+    known = [c for c in cells if c.sd is not None and c.sampling_se and c.n_pipeline_seeds == 1]
     costs = _costs(study, place)
     if len(known) < 2 or len(known) < len(cells) or costs is None:
         return []
     price, what = costs
     completions = _completions(study, place)
     sampling = float(np.mean([np.mean(np.square(c.sampling_se)) for c in known]))
-    between = float(np.mean([c.sample.spread**2 for c in known]))
-    variances = Variances(0.0, max(0.0, between - sampling), sampling * completions)
-    n = min(c.sample.n for c in known)
+    between = float(np.mean([c.spread**2 for c in known]))
+    variances = PerLevel(0.0, max(0.0, between - sampling), sampling * completions)
+    n = min(c.n for c in known)
     designs = [
         Design(1, e, k)
         for e, k in (
@@ -136,7 +133,7 @@ def _row(row: DesignRow, place: Place) -> list[str]:
         str(d.em_seeds),
         str(d.completions),
         show(row.se_of_difference, place.unit),
-        show(row.minimum_detectable_difference, place.unit),
+        show(row.detectable_difference, place.unit),
         f"{row.gpu_hours:.2f}",
         f"{row.extra_gpu_hours:.2f}",
         DASH if row.saved_per_gpu_hour is None else f"{row.saved_per_gpu_hour:.2f}",
@@ -150,7 +147,7 @@ def _completions(study: Study, place: Place) -> int:
     )
 
 
-def _costs(study: Study, place: Place) -> tuple[Costs, str] | None:
+def _costs(study: Study, place: Place) -> tuple[PerLevel, str] | None:
     """Mean cost of one of each, from records: GPU-hours, or hours of the jobs where no GPU was used."""
     judged = {n: r for n, r in study.records.items() if n.instrument == place.instrument and n.cell is not None}
     behind = dict.fromkeys(a for j in judged for a in study.ancestors(j))
@@ -169,5 +166,5 @@ def _costs(study: Study, place: Place) -> tuple[Costs, str] | None:
 
     checkpoints = len({(n.cell.condition, n.cell.pipeline_seed) for n in judged if n.cell})
     per_completion = hours(parts["completion"]) / (len(judged) * _completions(study, place))
-    costs = Costs(hours(parts["before"]) / checkpoints, hours(parts["em"]) / len(parts["em"]), per_completion)
+    costs = PerLevel(hours(parts["before"]) / checkpoints, hours(parts["em"]) / len(parts["em"]), per_completion)
     return costs, "GPU-hours" if on_gpu else "job-hours on CPU"

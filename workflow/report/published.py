@@ -36,7 +36,7 @@ def _is_same(study: Study, published: PublishedTable, place: Place) -> bool:
 def _side_by_side(study: Study, published: PublishedTable, metric: str, place: Place | None, same: bool) -> Table:
     unit = published.units[metric]
     arm = study.arms[0]
-    own = {phase: study.summaries(arm, phase, place) if place else {} for phase in ("pre_em", "post_em")}
+    own = {phase: study.sample(arm, phase, place) if place else {} for phase in ("pre_em", "post_em")}
     theirs: Mapping[str, Mapping[str, Sample]] = {
         "pre_em": published.pre_em[metric],
         "post_em": published.post_em[metric],

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from workflow.report.blocks import DASH, Cell, Cells, Section, general, p_value, ranged, show, table
 from workflow.report.published_table import PublishedPair, PublishedTable, Retraction, SingleRun
-from workflow.stats.contrasts import compare, compare_groups
-from workflow.stats.rounding import from_moments
+from workflow.stats.contrasts import estimate, pair
+from workflow.stats.rounding import Range, from_moments
 from workflow.stats.tests import single_value, within_to_between
 from workflow.stats.text import range_text
 
@@ -66,7 +68,7 @@ def retracted_section(
                     m,
                     ranged(s.z),
                     ranged(s.prediction_t),
-                    str(s.df),
+                    str(s.others.n - 1),
                     p_value(s.p),
                     "inside" if s.inside else Cell("outside", tone="refuted"),
                 ]
@@ -85,23 +87,21 @@ def printed_pairs_section(published: PublishedTable, pairs: Sequence[PublishedPa
     """What was printed from raw seeds beside what the printed table allows: the one must lie within the other."""
     rows: list[Cells] = []
     held = 0
-    for pair in pairs:
-        found = compare(published.post_em[pair.metric], pair.first, pair.second)
-        half = pair.t_and_d_half_unit
-        inside = found.t.contains(pair.welch_t, half) and found.cohens_d_first_minus_second.contains(
-            pair.cohens_d_first_minus_second, half
-        )
+    for printed in pairs:
+        found = estimate(published.post_em[printed.metric], pair(printed.first, printed.second))
+        t, d, half = Range.of(found.t), Range.of(found.effect.d), printed.t_and_d_half_unit
+        inside = t.contains(printed.welch_t, half) and d.contains(printed.cohens_d_first_minus_second, half)
         held += inside
         rows.append(
             [
-                pair.metric,
-                f"{pair.first} − {pair.second}",
-                general(pair.welch_t),
-                ranged(found.t),
-                f"< {pair.p.value:.5f}" if pair.p_is_bound else f"{pair.p.value:g}",
-                p_value(found.p),
-                general(pair.cohens_d_first_minus_second),
-                ranged(found.cohens_d_first_minus_second),
+                printed.metric,
+                f"{printed.first} − {printed.second}",
+                general(printed.welch_t),
+                ranged(t),
+                f"< {printed.p.value:.5f}" if printed.p_is_bound else f"{printed.p.value:g}",
+                p_value(found.p_range()),
+                general(printed.cohens_d_first_minus_second),
+                ranged(d),
                 "within" if inside else Cell("outside", tone="refuted"),
             ]
         )
@@ -129,7 +129,9 @@ def printed_pairs_section(published: PublishedTable, pairs: Sequence[PublishedPa
 def printed_beside_section(published: PublishedTable, run: SingleRun) -> Section:
     """What the publication printed beside its table, and what its table gives."""
     arc, alignment = published.post_em["arc"], published.post_em["alignment"]
-    groups = compare_groups(arc, ["evil_correct", "good_correct"], ["evil_wrong", "good_wrong"])
+    correct, wrong = (
+        np.mean([arc[f"{persona}_{answers}"].mean for persona in ("evil", "good")]) for answers in ("correct", "wrong")
+    )
     with_printed_sd = from_moments(
         alignment[run.condition].mean, published.printed["good_correct_alignment_sd"].value, alignment[run.condition].n
     )
@@ -142,8 +144,8 @@ def printed_beside_section(published: PublishedTable, run: SingleRun) -> Section
         "good_correct_alignment_sd": show(alignment[run.condition].sd, published.units["alignment"]),
         "retracted_run_z": f"{single_value(value.value, alignment[run.condition]).z.value:.1f}; "
         f"with the printed SD {single_value(value.value, with_printed_sd).z.value:.1f}",
-        "arc_marginal_correct": f"{groups.mean_of_means_first:.4f}",
-        "arc_marginal_wrong": f"{groups.mean_of_means_second:.4f}",
+        "arc_marginal_correct": f"{correct:.4f}",
+        "arc_marginal_wrong": f"{wrong:.4f}",
     }
     rows = [
         [name.replace("_", " "), f"{figure.value:g}", computed.get(name, DASH)]

@@ -123,7 +123,7 @@ def _falls(study: Study) -> list[Block]:
     found: list[Block] = []
     for arm in study.arms:
         for place in study.places_of("alignment"):
-            before, after = study.summaries(arm, "pre_em", place), study.summaries(arm, "post_em", place)
+            before, after = study.sample(arm, "pre_em", place), study.sample(arm, "post_em", place)
             both = [name for name in study.conditions if name in before and name in after]
             if not both:
                 continue

@@ -6,9 +6,9 @@ from workflow.report.blocks import DASH, Block, Cell, Cells, Section, general, p
 from workflow.report.comparisons import Measured
 from workflow.report.study import Place, Study
 from workflow.report.tables import lineage_cell, title
-from workflow.stats.blocked import Components, FTest, components
+from workflow.stats.blocked import FTest, omnibus, permutation_p
 from workflow.stats.rounding import Range
-from workflow.stats.samples import NotTestable, beside_seeds, sample
+from workflow.stats.samples import FloatArray, NotTestable, beside_seeds, sample
 from workflow.stats.table import NoSharedSeed, runs
 from workflow.stats.tests import SingleValue, single_value, within_to_between
 from workflow.stats.text import range_text
@@ -28,16 +28,16 @@ def sampling_section(study: Study, metrics: Sequence[Measured]) -> Section:
         for place in study.places_of("alignment", "coherence"):
             rows: list[Cells] = []
             for name, cell in study.sample(arm, "post_em", place).items():
-                if cell.sample.sd is None or not cell.sampling_se:
-                    rows.append([name, DASH, DASH, DASH, DASH, str(cell.sample.n)])
+                if cell.sd is None or not cell.sampling_se:
+                    rows.append([name, DASH, DASH, DASH, DASH, str(cell.n)])
                     continue
-                found = beside_seeds(cell.sample, cell.sampling_se)
+                found = beside_seeds(cell, cell.sampling_se)
                 numbers = (
-                    show(found.between_seed_sd, place.unit),
+                    show(cell.sd, place.unit),
                     show(found.sampling_se_of_one_run, place.unit),
                     show(found.sd_beyond_sampling, place.unit),
                     f"{found.share_of_variance_from_sampling:.0%}",
-                    str(found.n_seeds),
+                    str(cell.n),
                 )
                 rows.append([name, *(lineage_cell(text, arm, "post_em", place, name) for text in numbers)])
             notes = (
@@ -74,7 +74,9 @@ def ratio_table(metrics: Sequence[Measured]) -> Block:
             show(found.median_sd.value, m.unit),
             range_text(found.ratio_range_over_median_sd, sign=False),
         )
-        rows.append([m.title, *(m.cell(text) for text in numbers), str(found.n_conditions), found.unit])
+        rows.append(
+            [m.title, *(m.cell(text) for text in numbers), str(len(m.cells)), next(iter(m.cells.values())).unit]
+        )
     header = ("metric", "range of means", "median SD between seeds", "range / median SD", "conditions", "unit")
     return table(
         "ratio",
@@ -131,12 +133,12 @@ def outlier_section(study: Study, figures: Sequence[Block]) -> Section:
             rows: list[Cells] = []
             for name, cell, result in extremes(study, arm, place):
                 numbers = (
-                    show(result.mean_of_others, place.unit),
-                    show(result.sd_of_others, place.unit),
-                    str(result.n_others),
+                    show(result.others.mean, place.unit),
+                    show(result.others.spread, place.unit),
+                    str(result.others.n),
                     general(result.z.value),
                     general(result.prediction_t.value),
-                    str(result.df),
+                    str(result.others.n - 1),
                     p_value(result.p),
                     f"{show(result.prediction95_low, place.unit)} to {show(result.prediction95_high, place.unit)}",
                 )
@@ -175,27 +177,28 @@ def blocks_section(study: Study) -> Section:
         return Section("blocks", "Pipeline seeds as blocks", ())
     for place in study.places_of("alignment", "arc"):
         try:
-            result = components(runs(frame, place.metric, place.instrument))
+            values = runs(frame, place.metric, place.instrument)
+            tests = omnibus(values)
         except (NotTestable, NoSharedSeed) as reason:
             blocks.append(prose(f"{title(study, study.arms[0], place)}: no omnibus test, {reason}."))
             continue
-        rows = [_f_row(f) for f in (result.condition, result.seed, result.checkpoint) if f is not None]
+        rows = [_f_row(f) for f in tests]
         header = ("term", "F", "df", "p", "variance over error, 95% CI")
-        notes = (*_component_notes(result), study.judge_note(place.instrument))
+        notes = (*_block_notes(values), study.judge_note(place.instrument))
         id = f"blocks-{place.instrument}-{place.metric}"
         blocks.append(table(id, title(study, study.arms[0], place), header, rows, (0,), notes))
     return Section("blocks", "Pipeline seeds as blocks", tuple(blocks))
 
 
 def _f_row(f: FTest) -> Cells:
-    ratio = DASH if f.ratio95_low is None else f"{f.ratio95_low:.2f} to {f.ratio95_high:.2f}"
+    ratio = DASH if f.ratio95 is None else f"{f.ratio95[0]:.2f} to {f.ratio95[1]:.2f}"
     return [f.name, f"{f.f:.2f}", f"{f.df1}, {f.df2}", p_value(Range(f.p, f.p, f.p)), ratio]
 
 
-def _component_notes(c: Components) -> tuple[str, ...]:
-    permuted = f"; permuted within pipeline seeds p {c.p_permutation:.3f}" if c.p_permutation is not None else ""
+def _block_notes(values: FloatArray) -> tuple[str, ...]:
+    conditions, seeds, em_seeds = values.shape
     return (
-        f"{c.n_conditions} conditions x {c.n_pipeline_seeds} pipeline seeds, {c.n_em_seeds} EM seeds each. "
-        f"Condition and seed are tested against condition x seed{permuted}.",
+        f"{conditions} conditions x {seeds} pipeline seeds, {em_seeds} EM seeds each. Condition and seed are tested "
+        f"against condition x seed; permuted within pipeline seeds p {permutation_p(values.mean(axis=2)):.3f}.",
         "Whether pipeline seeds matter decides nothing: they are blocks either way.",
     )

@@ -20,7 +20,7 @@ from workflow.report.published_table import PublishedTable, load_published_table
 from workflow.retractions import read_retractions, retracted
 from workflow.stats.claims_schema import Claims, load_claims
 from workflow.stats.samples import Sample
-from workflow.stats.table import CellSample, NoSharedSeed, check_scores, samples
+from workflow.stats.table import NoSharedSeed, check_scores, samples
 from workflow.store import Record, StoreError, out_dir, read_jsonl, read_record
 
 CLAIMS = "config/claims.yaml"
@@ -97,7 +97,7 @@ class Study:
     def places_of(self, *metrics: str) -> list[Place]:
         return [place for place in self.places if place.metric in metrics]
 
-    def sample(self, arm: str | None, phase: str, place: Place) -> dict[str, CellSample]:
+    def sample(self, arm: str | None, phase: str, place: Place) -> dict[str, Sample]:
         """Replicates by condition, in the config's order; empty where nothing was measured or no unit is shared."""
         frame = self.frame(arm)
         if frame is None:
@@ -107,9 +107,6 @@ class Study:
         except NoSharedSeed:
             return {}
         return {name: found[name] for name in self.conditions if name in found}
-
-    def summaries(self, arm: str | None, phase: str, place: Place) -> dict[str, Sample]:
-        return {name: cell.sample for name, cell in self.sample(arm, phase, place).items()}
 
     def planned(self, arm: str | None, phase: str, instrument: str, condition: str) -> int:
         """How many results of this kind the plan wants."""

@@ -84,14 +84,13 @@ def title(study: Study, arm: str | None, place: Place) -> str:
 
 
 def _metric_table(study: Study, arm: str | None, place: Place, protocols: dict[str, Comparison]) -> Block:
-    after, before = study.summaries(arm, "post_em", place), study.summaries(arm, "pre_em", place)
-    cells = study.sample(arm, "post_em", place)
+    after, before = study.sample(arm, "post_em", place), study.sample(arm, "pre_em", place)
     rows: list[Cells] = []
     notes = [study.judge_note(place.instrument)]
     for name in study.conditions:
         post, pre = after.get(name), before.get(name)
         planned = study.planned(arm, "post_em", place.instrument, name)
-        present = sum(cells[name].em_seeds_per_pipeline_seed) if name in cells else 0
+        present = post.runs if post else 0
         tone = "missing" if present < planned else ""
         runs = lineage_cell(f"{present} / {planned}", arm, "post_em", place, name, tone)
         runs = runs if present else Cell(f"0 / {planned}", tone=tone)  # there are no numbers to link to
@@ -100,12 +99,8 @@ def _metric_table(study: Study, arm: str | None, place: Place, protocols: dict[s
             unit = f"{post.unit}, n = {post.n}"
         rows.append((name, runs, unit, *_numbers(arm, place, name, post, pre)))
         notes += _notes(name, post, pre)
-        if name in cells and cells[name].left_out_pipeline_seeds:
-            left = ", ".join(map(str, cells[name].left_out_pipeline_seeds))
-            notes.append(f"{name}: pipeline seeds {left} are left out, since not every condition has them.")
-        if name in cells and cells[name].left_out_em_seeds:
-            left = ", ".join(map(str, cells[name].left_out_em_seeds))
-            notes.append(f"{name}: EM seeds {left} are left out of the means, since not every checkpoint has them.")
+        if post and post.left_out:
+            notes.append(f"{name}: left out are {post.left_out}.")
     notes += _contaminated(study, arm, place)
     notes += table_notes(study, protocols, place.instrument, arm)
     return table(

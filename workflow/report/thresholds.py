@@ -55,7 +55,7 @@ def _sample(runs: dict[tuple[int, int | None], FloatArray], i: int, j: int) -> S
     if len(seeds) == 1:
         return sample([rates[i, j] for rates in runs.values()], EM_SEED)
     means = [float(np.mean([rates[i, j] for (p, _), rates in runs.items() if p == seed])) for seed in seeds]
-    return sample(means, PIPELINE_SEED, len(seeds), seeds)
+    return sample(means, PIPELINE_SEED, seeds)
 
 
 def _sensitivity(study: Study, instrument: str, rates: dict[str, dict[tuple[int, int | None], FloatArray]]) -> Block:

@@ -8,10 +8,11 @@ import numpy.typing as npt
 
 from workflow.stats import blocked
 from workflow.stats import claims_schema as schema
-from workflow.stats.claims_rules import Case, case_of, words
+from workflow.stats.claims_rules import Case, case_of, size_of
 from workflow.stats.claims_schema import Claims
 from workflow.stats.evidence import Evidence, Missing, Where
 from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample
+from workflow.stats.verdicts import EQUIVALENT, verdict
 
 MATRICES = 2000
 
@@ -35,20 +36,15 @@ def false_support(claims: Claims, evidence: Evidence, matrices: int = MATRICES, 
 
 
 def _supported(case: Case, matrices: int) -> npt.NDArray[np.bool_]:
-    rule, k, matrix = case.claim.rule, len(case.comparisons), len(case.claims.matrix)
-    sizes = {
-        "claim": k,
-        "all_pairs": matrix * (matrix - 1) // 2,
-        "declared": len(case.claims.planned()) * len(case.claims.primary),
-    }
-    corrected = rule.alpha / (1 if rule.correction == "none" else sizes[rule.family])
+    rule, k = case.claim.rule, len(case.comparisons)
+    corrected = rule.alpha / (1 if rule.correction == "none" else size_of(case))
     named = {frozenset(pair) for pair in rule.pairs} if isinstance(rule, schema.OnlyPairs) else None
     alpha = rule.alpha if k > 1 and named is None else corrected
     holds = []
     for name, e in case.estimates.items():
-        verdict = np.broadcast_to(words(rule, e, alpha), (matrices,))
-        alike = named is not None and frozenset(case.comparisons[name]) not in named
-        holds.append(np.char.startswith(verdict, "equivalent") if alike else verdict == "supported")
+        words = np.broadcast_to(verdict(schema.region(rule), e, alpha), (matrices,))
+        is_other = named is not None and frozenset(case.comparisons[name]) not in named
+        holds.append(np.isin(words, EQUIVALENT if is_other else ["supported"]))
     return np.asarray(np.all(holds, axis=0))
 
 
@@ -66,16 +62,14 @@ def _without_effects(evidence: Evidence, matrices: int, seed: int) -> dict[Where
                 values = common + rng.normal(0, sd_checkpoint, (matrices, s.n))
             else:
                 values = rng.normal(0, s.sd or 1.0, (matrices, s.n))
-            null_cells[where][name] = Sample(values, s.unit, s.n_pipeline_seeds, blocks=s.blocks)
+            null_cells[where][name] = Sample(values, s.unit, s.blocks)
     return null_cells
 
 
 def _block_sds(cells: Mapping[str, Sample]) -> tuple[float, float]:
     """SD of pipeline seeds and of condition x seed; 0 and 1 where they cannot be told."""
     table = blocked.checkpoints(cells) if len(cells) > 1 else None
-    if table is None or not table.is_balanced or len(table.seeds) < 2:
+    if table is None or not np.isfinite(table.means).all():
         return 0.0, 1.0
-    c, p = table.means.shape
-    ms_cp = float(np.square(blocked.residuals_of(table.means)).sum()) / ((c - 1) * (p - 1))
-    ms_p = c * float(table.means.mean(axis=0).var(ddof=1))
-    return float(np.sqrt(max(0.0, ms_p - ms_cp) / c)), float(np.sqrt(ms_cp)) or 1.0
+    _, ms_seed, ms_error = blocked.mean_squares(table.means)
+    return float(np.sqrt(max(0.0, ms_seed - ms_error) / len(cells))), float(np.sqrt(ms_error)) or 1.0

@@ -1,6 +1,6 @@
 """From a claim and its samples to members: every comparison that the claim makes, with the interval that decides it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
@@ -9,21 +9,24 @@ import numpy as np
 
 from workflow.stats import claims_schema as schema
 from workflow.stats import verdicts
-from workflow.stats.claims_schema import Claim, Claims
-from workflow.stats.contrasts import compare_groups, estimate
+from workflow.stats.claims_schema import Claim, Claims, Comparisons
+from workflow.stats.contrasts import Weights, estimate, pair
 from workflow.stats.evidence import CHANGE, Evidence, Missing, Where
 from workflow.stats.results import Member
 from workflow.stats.rounding import UNDETERMINED, Range, apart
 from workflow.stats.samples import NotTestable, Sample, t_quantile
-from workflow.stats.tests import Estimate, one_sample, single_value
-from workflow.stats.verdicts import Words
-
-Weights = dict[str, float]
+from workflow.stats.tests import Correction, Estimate, adjust_ranges, levels, one_sample, pooled_seeds_d, single_value
+from workflow.stats.verdicts import EQUIVALENT, Region
 
 
 @dataclass(frozen=True)
 class Case:
-    """A claim with the samples that it is judged on, those of `where`."""
+    """A claim with the samples that it is judged on, those of `where`.
+
+    Attributes:
+        cells: of its own conditions. levels: the levels themselves, where the cells are changes.
+        around: of every condition that bears on the error: its own and those of the matrix, of the same unit.
+    """
 
     claim: Claim
     claims: Claims
@@ -32,39 +35,34 @@ class Case:
 
     @cached_property
     def cells(self) -> dict[str, Sample]:
-        return self.evidence.samples(self.where, conditions_of(self.claim, self.claims))
+        return self.evidence.samples(self.where, self.claims.conditions(self.claim))
 
     @cached_property
     def levels(self) -> dict[str, Sample]:
-        """The levels themselves, where the cells are changes."""
-        if self.where[0] != CHANGE:
-            return self.cells
-        return self.evidence.samples(("post_em", *self.where[1:]), list(self.cells))
+        is_change = self.where[0] == CHANGE
+        return self.evidence.samples(("post_em", *self.where[1:]), list(self.cells)) if is_change else self.cells
 
     @cached_property
     def around(self) -> dict[str, Sample]:
-        """Every condition that bears on the error: the claim's own and those of the matrix, of the same unit."""
         unit = next(iter(self.cells.values())).unit
         here = self.evidence.cells[self.where]
         return self.cells | {c: here[c] for c in self.claims.matrix if c in here and here[c].unit == unit}
 
     @cached_property
-    def comparisons(self) -> dict[str, Weights]:
-        """Weights by name, in the claim's order."""
-        return comparisons_of(self.claim, self.claims)
+    def comparisons(self) -> Comparisons:
+        return self.claims.comparisons(self.claim)
 
     @cached_property
     def estimates(self) -> dict[str, Estimate]:
-        if isinstance(self.claim.rule, schema.Change):
-            return {name: one_sample(self.cells[name]) for name in self.comparisons}
         return {name: self._estimate(name, weights) for name, weights in self.comparisons.items()}
 
     def _estimate(self, name: str, weights: Weights) -> Estimate:
-        e = estimate(self.around, weights, name)
         target, rule = self.claim.contrast, self.claim.rule
-        if isinstance(rule, schema.Size) and rule.standardiser == "pooled_seeds":
-            assert isinstance(target, schema.Groups), target.kind
-            return replace(e, effect=compare_groups(self.cells, target.first, target.second).pooled_seeds)
+        if target.kind == "before_after":
+            return one_sample(self.cells[name])
+        e = estimate(self.around, weights)
+        if isinstance(rule, schema.Size) and rule.standardiser == "pooled_seeds" and isinstance(target, schema.Sides):
+            return replace(e, effect=pooled_seeds_d(self.cells, target.first, target.second))
         return e
 
 
@@ -73,124 +71,56 @@ def case_of(claim: Claim, claims: Claims, evidence: Evidence) -> Case:
     Raises:
         Missing: the evidence lacks the metric, or one of the conditions.
     """
-    changes = claim.measure == "change" or isinstance(claim.rule, schema.Change)
-    case = Case(
-        claim, claims, evidence, evidence.where(CHANGE if changes else claim.phase, claim.metric, claim.instrument)
-    )
+    phase = CHANGE if claim.is_change else claim.phase
+    case = Case(claim, claims, evidence, evidence.where(phase, claim.metric, claim.instrument))
     assert case.cells
     return case
 
 
-def conditions_of(claim: Claim, claims: Claims) -> list[str]:
-    """Every condition that a claim speaks of, in order."""
-    match claim.contrast:
-        case schema.Pairs(first=first, second=second) | schema.Groups(first=first, second=second):
-            return list(dict.fromkeys([*first, *second]))
-        case schema.AllPairs(conditions=conditions) | schema.BeforeAfter(conditions=conditions):
-            return list(conditions)
-        case schema.Weights(name=name):
-            return list(claims.weights(name))
-        case schema.OneRun(against=against):
-            return [against]
-
-
-def comparisons_of(claim: Claim, claims: Claims) -> dict[str, Weights]:
-    """Name and weights of each comparison; of before_after the condition alone."""
-    match claim.contrast:
-        case schema.Pairs(first=first, second=second):
-            return {f"{a} - {b}": {a: 1.0, b: -1.0} for a in first for b in second if a != b}
-        case schema.AllPairs(conditions=conditions):
-            return {f"{a} - {b}": {a: 1.0, b: -1.0} for a, b in combinations(conditions, 2)}
-        case schema.Weights(name=name):
-            return {name: claims.weights(name)}
-        case schema.Groups(first=first, second=second):
-            weights = {c: 1 / len(first) for c in first} | {c: -1 / len(second) for c in second}
-            return {f"{'+'.join(first)} - {'+'.join(second)}": weights}
-        case schema.BeforeAfter(conditions=conditions):
-            return {name: {name: 1.0} for name in conditions}
-        case _:
-            return {}
-
-
-# --- one comparison ---------------------------------------------------------------------------------------------------
-
-
-def words(rule: schema.Rule, e: Estimate, alpha: float) -> Words:
-    """The verdict of a comparison at a level, in every row of its estimate."""
-    if isinstance(rule, schema.Equivalence):
-        return verdicts.equivalence(e.interval(2 * rule.alpha), e.interval(alpha), rule.margin)
-    if isinstance(rule, schema.Size):
-        assert e.effect is not None
-        inner, outer = (_about(e.effect.interval(a), rule.effect) for a in (2 * rule.alpha, alpha))
-        about = verdicts.equivalence(inner, outer, rule.margin)
-        return np.where(
-            np.char.startswith(about, "equivalent"),
-            "supported",
-            np.where(about == "equivalence refuted", "size refuted", about),
-        )
-    if isinstance(rule, schema.OnlyPairs):
-        shown = verdicts.difference(e.interval(alpha), "either")
-        alike = verdicts.equivalence(e.interval(2 * rule.alpha), e.interval(alpha), rule.margin)
-        return np.where(shown == "supported", shown, alike)
-    assert isinstance(rule, schema.Difference | schema.Change), rule.test
-    size = e.effect.interval(alpha) if rule.effect is not None and e.effect is not None else None
-    by_region = verdicts.difference(e.interval(alpha), rule.direction, _stated(rule), size)
-    if isinstance(rule, schema.Difference) and rule.margin is not None:
-        alike = verdicts.equivalence(e.interval(2 * rule.alpha), e.interval(alpha), rule.margin)
-        by_region = np.where((by_region == "undetermined") & np.char.startswith(alike, "equivalent"), alike, by_region)
-    return np.asarray(by_region)
-
-
-def _stated(rule: schema.Rule) -> float:
-    return float(getattr(rule, "effect", None) or getattr(rule, "effect_raw", None) or 0.0)
-
-
-def _about(interval: verdicts.Ends, size: float) -> verdicts.Ends:
-    """The interval of |d| - size."""
-    low, high = interval
-    inner = np.where((low <= 0) & (high >= 0), 0.0, np.minimum(np.abs(low), np.abs(high)))
-    return inner - size, np.maximum(np.abs(low), np.abs(high)) - size
-
-
 def member(case: Case, name: str, alphas: Sequence[float], adjusted: Range, all_hold: bool) -> Member:
     """alphas: the levels to decide at. all_hold: whether they are uncorrected, since every comparison must hold."""
-    rule, e = case.claim.rule, case.estimates[name]
-    verdict = verdicts.settle(np.concatenate([np.ravel(words(rule, e, a)) for a in alphas]))
-    alpha = 2 * rule.alpha if verdict.startswith("equivalent") else alphas[0]
-    on_d = isinstance(rule, schema.Size) or getattr(rule, "effect", None) is not None
-    decided = e.effect if on_d and e.effect is not None else e
-    low, high = (Range.of(end).value for end in decided.interval(alpha))
-    effect = e.effect.interval(alpha) if e.effect is not None else None
+    asks, e = schema.region(case.claim.rule), case.estimates[name]
+    verdict = verdicts.settle(np.concatenate([np.ravel(verdicts.verdict(asks, e, a)) for a in alphas]))
+    alpha = 2 * asks.alpha if verdict in EQUIVALENT else alphas[0]
+    p_decided = verdicts.p_decided(asks, verdict, e)
     return Member(
         name=name,
         verdict=verdict,
-        reason=reason_of(rule, verdict, e, alphas[0]),
+        reason=_reason(asks, verdict, e, alphas[0]),
         estimate=Range.of(e.value),
-        interval=(low, high),
+        interval=_of_data((e.effect if asks.on_d else e).interval(alpha)),
         interval_level=1 - alpha,
-        decided_on=("d" if on_d else "raw units") + (", not corrected: all must hold" if all_hold else ""),
+        decided_on=("d" if asks.on_d else "raw units") + (", not corrected: all must hold" if all_hold else ""),
         t=Range.of(e.t),
         p=Range.of(e.p()),
         p_adjusted=adjusted,
-        p_decided=_p_decided(rule, verdict, e),
-        d=None if e.effect is None else Range.of(e.effect.d),
-        d_interval=None if effect is None else (Range.of(effect[0]).value, Range.of(effect[1]).value),
-        standardiser="" if e.effect is None else e.effect.standardiser,
+        p_decided=None if p_decided is None else Range.of(p_decided),
+        d=Range.of(e.effect.d),
+        d_interval=_of_data(e.effect.interval(alpha)),
+        standardiser=e.effect.standardiser,
         method=e.method,
-        tipping_sd=_tipping(case, verdict, e, alpha),
-        separate_verdict=_separate_verdict(rule, e, alphas[0]),
+        tipping_sd=_tipping(case, asks, verdict, e, alpha),
+        separate_verdict=_separate_verdict(asks, e, alphas[0]),
         level=_level(case, name) if case.claim.measure == "change" else None,
     )
 
 
-def _separate_verdict(rule: schema.Rule, e: Estimate, alpha: float) -> str | None:
-    """The verdict by each seed's own contrast; a size in d is turned into one in the units that it standardises."""
-    if e.separate is None or isinstance(rule, schema.Size):
+def _of_data(ends: verdicts.Ends) -> tuple[float, float]:
+    """An interval of the data themselves, without what printed digits allow."""
+    low, high = (Range.of(end).value for end in ends)
+    return low, high
+
+
+def _in_raw_units(asks: Region, e: Estimate) -> Region:
+    """A stated d as the difference that it is at the SD of the data."""
+    return replace(asks, size=asks.size * Range.of(e.effect.sd).value, on_d=False) if asks.on_d else asks
+
+
+def _separate_verdict(asks: Region, e: Estimate, alpha: float) -> str | None:
+    """The verdict by each seed's own contrast."""
+    if e.separate is None or asks.is_about_d:
         return None
-    if isinstance(rule, schema.Difference | schema.Change) and rule.effect is not None and e.effect is not None:
-        sd = float(np.ravel(e.effect.sd)[0])
-        return verdicts.settle(verdicts.difference(e.separate.interval(alpha), rule.direction, rule.effect * sd))
-    return verdicts.settle(words(rule, e.separate, alpha))
+    return verdicts.settle(verdicts.verdict(_in_raw_units(asks, e), e.separate, alpha))
 
 
 def _level(case: Case, name: str) -> Range:
@@ -200,64 +130,114 @@ def _level(case: Case, name: str) -> Range:
     return Range.of(sum(w * v.mean(axis=-1) for w, v in zip(weights.values(), values, strict=True)))
 
 
-def _p_decided(rule: schema.Rule, verdict: str, e: Estimate) -> Range | None:
-    """p of the hypothesis on the edge of the region; None where the size was held against d, which has no t."""
-    if verdict.startswith("equivalent") and not isinstance(rule, schema.Size):
-        return Range.of(e.tost_p(float(getattr(rule, "margin", 0.0))))
-    if isinstance(rule, schema.Equivalence | schema.OnlyPairs) and verdict == "equivalence refuted":
-        return Range.of(np.maximum(e.p(rule.margin), e.p(-rule.margin)))
-    if isinstance(rule, schema.Size) or getattr(rule, "effect", None) is not None:
-        return None
-    x = _stated(rule) * (-1.0 if getattr(rule, "direction", "") == "lower" else 1.0)
-    return Range.of(e.p(x if verdict in ("supported", "size refuted") else 0.0))
-
-
-def _tipping(case: Case, verdict: str, e: Estimate, alpha: float) -> float | None:
+def _tipping(case: Case, asks: Region, verdict: str, e: Estimate, alpha: float) -> float | None:
     """Only where each condition has one checkpoint; in the metric's units."""
-    if min(s.n_pipeline_seeds for s in case.cells.values()) > 1:
+    edge = verdicts.bound(_in_raw_units(asks, e), verdict)
+    if min(s.n_pipeline_seeds for s in case.cells.values()) > 1 or edge is None or asks.is_about_d:
         return None
-    rule = case.claim.rule
-    value = float(np.ravel(e.value)[0])
-    sd = float(np.ravel(e.effect.sd)[0]) if e.effect is not None else 0.0
-    x = _stated(rule) * (sd if getattr(rule, "effect", None) is not None else 1.0)
-    margin = float(getattr(rule, "margin", None) or 0.0)
-    signed = -value if getattr(rule, "direction", "") == "lower" else value
-    distance = {
-        "supported": abs(value) - x,
-        "difference shown, size not": abs(value),
-        "opposite": abs(value),
-        "size refuted": x - (abs(value) if getattr(rule, "direction", "either") == "either" else signed),
-        "equivalent": margin - abs(value),
-        "equivalent and different": margin - abs(value),
-        "equivalence refuted": abs(value) - margin,
-    }.get(verdict)
-    if distance is None or isinstance(rule, schema.Size):
-        return None
-    return verdicts.tipping_sd(e, distance, alpha)
+    value = Range.of(e.value).value
+    directed = abs(value) if verdict in EQUIVALENT else asks.sign(value) * value
+    return verdicts.tipping_sd(e, abs(directed - edge), alpha)
 
 
-def reason_of(rule: schema.Rule, verdict: str, e: Estimate, alpha: float) -> str:
+def _reason(asks: Region, verdict: str, e: Estimate, alpha: float) -> str:
     """Which part is shown and which is refuted."""
-    low, high = (Range.of(end).value for end in e.interval(alpha))
+    low, high = _of_data(e.interval(alpha))
     differs = low > 0 or high < 0
     shown = f"a difference is {'' if differs else 'not '}shown"
-    if isinstance(rule, schema.Size) and verdict in ("undetermined", "size refuted"):
-        lies = "wholly outside" if verdict == "size refuted" else "neither within nor outside"
-        return f"the interval of |d| lies {lies} {rule.effect:g} ± {rule.margin:g}"
-    size, margin = f"{_stated(rule):g}", getattr(rule, "margin", None)
-    around = f"±{margin:g}" if margin else "no margin"
-    if verdict == "undetermined" and margin:
-        return f"{shown}, but not on which side of {around} it lies" if differs else f"{shown}, nor one within {around}"
+    around = f"±{asks.margin:g}" if asks.margin else "no margin"
+    if asks.is_about_d:
+        place = {"size refuted": "wholly outside", "undetermined": "neither within nor outside"}.get(verdict)
+        if place:
+            return f"the interval of |d| lies {place} {asks.size:g} {around.replace('±', '± ')}"
     texts = {
         "opposite": "the difference has the opposite sign",
-        "size refuted": f"the interval excludes the {size} that was said; {shown}",
-        "difference shown, size not": f"the interval reaches from above 0 to beyond the {size} that was said",
+        "size refuted": f"the interval excludes the {asks.size:g} that was said; {shown}",
+        "difference shown, size not": f"the interval reaches from above 0 to beyond the {asks.size:g} that was said",
         "equivalence refuted": f"the interval lies wholly outside {around}",
         "equivalent and different": f"within {around}, and not zero",
         "undetermined": shown,
         UNDETERMINED: "the printed digits allow more than one verdict",
     }
+    if verdict == "undetermined" and asks.margin:
+        return f"{shown}, but not on which side of {around} it lies" if differs else f"{shown}, nor one within {around}"
     return texts.get(verdict, "")
+
+
+# --- the tests that share an alpha ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """The tests that share an alpha. p: of each that could be made, by name; size: of the whole plan."""
+
+    p: dict[str, Range]
+    size: int
+    correction: Correction
+    alpha: float
+
+    def adjusted(self, name: str) -> Range:
+        return dict(zip(self.p, adjust_ranges(list(self.p.values()), self.correction, self.size), strict=True))[name]
+
+    def levels_of(self, name: str) -> list[float]:
+        """The alphas at which a test is made; more than one where printed digits leave Holm's order open."""
+        index = list(self.p).index(name)
+        ends = ([getattr(p, end) for p in self.p.values()] for end in ("value", "low", "high"))
+        return sorted({levels(p, self.alpha, self.correction, self.size)[index] for p in ends})
+
+
+def family_of(case: Case) -> Family:
+    """
+    Raises:
+        Missing: a comparison is no pair of the matrix, whose pairs the rule names as its family.
+    """
+    rule = case.claim.rule
+    p = {name: Range.of(e.p()) for name, e in case.estimates.items()}
+    if rule.correction != "none" and rule.family == "declared":
+        p |= _declared(case)
+    elif rule.correction != "none" and rule.family == "all_pairs":
+        p |= _pairs_of_the_matrix(case)
+    return Family(p, size_of(case), rule.correction, rule.alpha)
+
+
+def size_of(case: Case) -> int:
+    """How many tests share the alpha, whether they can be made or not."""
+    own, n, planned, primary = case.comparisons, len(case.claims.matrix), case.claims.planned(), case.claims.primary
+    if case.claim.rule.family == "all_pairs":
+        return n * (n - 1) // 2
+    if case.claim.rule.family == "claim":
+        return max(1, len(own))
+    is_planned = set(own) <= set(planned) and case.claim.metric in primary
+    return len(planned) * len(primary) + (0 if is_planned else len(own))
+
+
+def _declared(case: Case) -> dict[str, Range]:
+    """Every other declared contrast of every primary metric."""
+    cells, others = case.evidence.cells, {}
+    for metric in case.claims.primary:
+        places = sorted((w for w in cells if w[:2] == (case.where[0], metric)), key=lambda w: w[2] != case.where[2])
+        for where in places[:1]:
+            for name, weights in case.claims.planned().items():
+                if (where, [name]) != (case.where, list(case.comparisons)):
+                    others[f"{name}, {metric}"] = _p(cells[where], weights)
+    return {name: p for name, p in others.items() if p is not None}
+
+
+def _pairs_of_the_matrix(case: Case) -> dict[str, Range]:
+    """Every other pair."""
+    matrix = case.claims.matrix
+    if outside := [name for name, w in case.comparisons.items() if not set(w) <= set(matrix)]:
+        raise Missing(f"not a pair of the matrix, whose family the rule names: {', '.join(outside)}")
+    mine = [set(weights) for weights in case.comparisons.values()]
+    pairs = [(a, b) for a, b in combinations(matrix, 2) if {a, b} not in mine]
+    return {f"{a} - {b}": p for a, b in pairs if (p := _p(case.around, pair(a, b))) is not None}
+
+
+def _p(samples: Mapping[str, Sample], weights: Weights) -> Range | None:
+    try:
+        return Range.of(estimate(samples, weights).p())
+    except NotTestable:
+        return None
 
 
 # --- rules that are not about a difference ----------------------------------------------------------------------------
@@ -265,30 +245,20 @@ def reason_of(rule: schema.Rule, verdict: str, e: Estimate, alpha: float) -> str
 
 def overlap_members(case: Case, rule: schema.Overlap) -> list[Member]:
     """mean +- width of each pair, by reading; the estimate is the gap, positive when they lie apart."""
-    return [_overlap(case.cells[a], case.cells[b], f"{a} - {b}", r) for r in rule.readings for a, b in _pairs(case)]
+    pairs = [(name, [case.cells[c] for c in weights]) for name, weights in case.comparisons.items()]
+    return [_overlap(pair, name, reading) for reading in rule.readings for name, pair in pairs]
 
 
-def _pairs(case: Case) -> list[tuple[str, str]]:
-    return [(a, b) for a, b in (tuple(w) for w in case.comparisons.values())]
-
-
-def _overlap(first: Sample, second: Sample, name: str, reading: str) -> Member:
-    if min(first.n, second.n) < 2:
+def _overlap(pair: Sequence[Sample], name: str, reading: str) -> Member:
+    if min(s.n for s in pair) < 2:
         raise NotTestable("n = 1: no SD, no interval")
-    values = apart([first, second])
-    means, sds = ([f(v) for v in values] for f in (lambda v: v.mean(axis=-1), lambda v: v.std(axis=-1, ddof=1)))
-    factors = [_width_factor(s.n, reading) for s in (first, second)]
-    gap = np.abs(means[0] - means[1]) - factors[0] * sds[0] - factors[1] * sds[1]
+    (mean, other), (sd, other_sd) = zip(*((v.mean(axis=-1), v.std(axis=-1, ddof=1)) for v in apart(pair)), strict=True)
+    widths = {"sd": lambda n: 1.0, "se": lambda n: 1 / np.sqrt(n), "ci95": lambda n: t_quantile(n - 1) / np.sqrt(n)}
+    first, second = (float(widths[reading](s.n)) for s in pair)
+    gap = np.abs(mean - other) - first * sd - second * other_sd
     verdict = verdicts.settle(np.where(gap > 1e-9, "refuted", "supported"))
     why = {"refuted": "the intervals lie apart", UNDETERMINED: "the printed digits allow both"}.get(verdict, "")
-    return Member(name, verdict, why, estimate=Range.of(gap), decided_on="the gap between intervals", reading=reading)
-
-
-def _width_factor(n: int, reading: str) -> float:
-    """Interval half-width in SDs."""
-    if reading == "sd":
-        return 1.0
-    return float(1 / np.sqrt(n) if reading == "se" else t_quantile(n - 1) / np.sqrt(n))
+    return Member(name, verdict, why, Range.of(gap), decided_on="the gap between intervals", reading=reading)
 
 
 def replicate_member(case: Case, rule: schema.Replicate) -> Member:
@@ -301,13 +271,11 @@ def replicate_member(case: Case, rule: schema.Replicate) -> Member:
     others, value = case.cells[target.against], run.values[metric]
     result = single_value(value.value, others, value.half_unit)
     outside = {"yes": "outside", "no": "inside"}.get(result.p.below(rule.alpha))
-    facts = f"z {result.z.value:.1f}, prediction t {result.prediction_t.value:.1f} on {result.df} df"
-    verdict = UNDETERMINED if outside is None else "supported" if outside == rule.lies else "refuted"
     slack, centre = value.half_unit + others.mean_rounding, value.value - others.mean
     return Member(
         name=f"{run.name} - {run.condition}",
-        verdict=verdict,
-        reason=facts,
+        verdict=UNDETERMINED if outside is None else "supported" if outside == rule.lies else "refuted",
+        reason=f"z {result.z.value:.1f}, prediction t {result.prediction_t.value:.1f} on {others.n - 1} df",
         estimate=Range(centre, centre - slack, centre + slack),
         interval=(result.prediction95_low, result.prediction95_high),
         interval_level=0.95,

@@ -42,7 +42,7 @@ def _capital(text: str) -> str:
 def member_text(member: Member) -> str:
     """One comparison inside a claim's sentence: its own units first, then d."""
     parts = [f"{member.reading} gap" if member.reading else ""]
-    if member.estimate and not member.reading:
+    if not member.reading:
         parts.append(range_text(member.estimate))
         if member.interval and member.interval_level and not member.decided_on.startswith("d"):
             parts.append(f"{100 * member.interval_level:g}% {interval_text(*member.interval)}")
@@ -58,15 +58,14 @@ def _facts(
     claim: schema.Claim, result: ClaimResult, cells: Mapping[str, Sample], levels: Mapping[str, Sample]
 ) -> dict[str, str]:
     """Every name of FACTS that a claim of this contrast has, as text."""
-    members = result.members
-    holds = HOLDS if isinstance(claim.rule, schema.Equivalence) else ("supported",)
+    rule, members, verdict = claim.rule, result.members, result.verdict
+    holds = HOLDS if isinstance(rule, schema.Equivalence) else ("supported",)
     passing = [m for m in members if m.verdict in holds]
     others = [m for m in members if m.verdict not in holds]
     means = [level.mean for level in levels.values()]
-    rule, statistical = claim.rule, result.on_clean_items or result.on_all_items
-    verdict = result.verdict
     if verdict == "confounded":
-        verdict += f" ({statistical} on {'clean' if result.on_clean_items else 'all'} items)"
+        on = f"{result.on_clean_items} on clean" if result.on_clean_items else f"{result.on_all_items} on all"
+        verdict += f" ({on} items)"
     facts = {
         "verdict": verdict,
         "reason": result.reason,
@@ -83,13 +82,13 @@ def _facts(
         "n": " or ".join(map(str, sorted({cell.n for cell in cells.values()}))),
         "unit": result.unit,
     }
-    if isinstance(claim.contrast, schema.Groups):
+    if isinstance(claim.contrast, schema.Sides) and claim.contrast.kind == "groups":
         for name, group in (("first_mean", claim.contrast.first), ("second_mean", claim.contrast.second)):
             facts[name] = number(sum(cells[c].mean for c in group) / len(group), 4)
     if len(members) == 1:
         (one,) = members
         facts |= {
-            "estimate": range_text(one.estimate) if one.estimate else "no estimate",
+            "estimate": range_text(one.estimate),
             "interval": interval_text(*one.interval) if one.interval else "no interval",
             "t": range_text(one.t) if one.t else "none",
             "p": p_range_text(one.p) if one.p else "none",

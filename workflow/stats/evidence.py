@@ -1,17 +1,21 @@
 """What claims are judged on: samples by phase, metric and instrument, and what is known of their items and machines."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from workflow.stats.items import Items
 from workflow.stats.rounding import Printed
-from workflow.stats.samples import NotTestable, Sample
+from workflow.stats.samples import FloatArray, NotTestable, Sample
 from workflow.stats.table import NoSharedSeed, check_scores, samples
 from workflow.stats.tests import change
 
 Where = tuple[str, str, str]  # phase (or CHANGE), metric, instrument
+Cells = Mapping[Where, Mapping[str, Sample]]
+Run = tuple[str, int, int | None]  # condition, pipeline seed, EM seed (None before EM)
+BoolArray = npt.NDArray[np.bool_]
 CHANGE = "change"  # after EM minus before it, paired by checkpoint
 
 
@@ -32,12 +36,56 @@ class SingleRun:
 
 
 @dataclass(frozen=True, eq=False)
+class Items:
+    """Right answers of every run to the items of one test, after EM or before it.
+
+    Attributes:
+        ids: shape (items,). correct: run -> bool (items,), in the order of ids.
+        contaminated: condition -> ids in its training data; None where nobody has looked.
+    """
+
+    ids: tuple[str, ...]
+    correct: Mapping[Run, BoolArray]
+    contaminated: Mapping[str, frozenset[str] | None]
+
+    def __post_init__(self) -> None:
+        if len(set(self.ids)) != len(self.ids):
+            raise ValueError("an item twice in one test")
+        if bad := [run for run, right in self.correct.items() if right.shape != (len(self.ids),)]:
+            raise ValueError(f"{bad[0]}: not the {len(self.ids)} items of the test")
+
+    def clean(self, conditions: Iterable[str]) -> BoolArray:
+        """Which items are in the training data of none of the conditions, shape (items,)."""
+        seen: set[str] = set().union(*(self.contaminated.get(c) or () for c in conditions))
+        return np.array([id not in seen for id in self.ids])
+
+    def unknown(self, conditions: Iterable[str]) -> list[str]:
+        """Conditions in whose training data nobody has looked."""
+        return [c for c in conditions if self.contaminated.get(c) is None]
+
+    def accuracy(self, mask: BoolArray) -> dict[Run, float]:
+        """Each run's share of right answers to the items of the mask."""
+        return {run: float(right[mask].mean()) for run, right in self.correct.items()}
+
+    def n_pipeline_seeds(self, condition: str) -> int:
+        return len({p for c, p, _ in self.correct if c == condition})
+
+    def by_replicate(self, condition: str, mask: BoolArray) -> FloatArray:
+        """Share of right answers by item, shape (replicates, items): a replicate is a pipeline seed, its EM seeds
+        averaged; with a single pipeline seed, an EM seed."""
+        runs = {run[1:]: right[mask] for run, right in self.correct.items() if run[0] == condition}
+        if self.n_pipeline_seeds(condition) == 1:
+            return np.array(list(runs.values()), dtype=np.float64)
+        seeds = dict.fromkeys(p for p, _ in runs)
+        return np.array([np.mean([right for (p, _), right in runs.items() if p == seed], axis=0) for seed in seeds])
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """
     Attributes:
         cells: cells[phase, metric, instrument][condition].
         singles: named runs of a claim of kind one_run.
-        records: names of the artifacts behind the cells, where the scores have them.
         problems: why a metric that was measured has no samples.
         items: right answers by item, for metrics that are a share of them.
         contamination: metric -> (conditions, what is known), where test items are known to be in the training data and
@@ -47,9 +95,8 @@ class Evidence:
     """
 
     source: str
-    cells: Mapping[Where, Mapping[str, Sample]]
+    cells: Cells
     singles: Mapping[str, SingleRun] = field(default_factory=dict)
-    records: Mapping[Where, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     problems: Mapping[Where, str] = field(default_factory=dict)
     items: Mapping[Where, Items] = field(default_factory=dict)
     contamination: Mapping[str, tuple[frozenset[str], str]] = field(default_factory=dict)
@@ -58,48 +105,41 @@ class Evidence:
 
     def where(self, phase: str, metric: str, instrument: str | None) -> Where:
         """The one place that holds the metric in this phase, or Missing."""
-        places = [w for w in self.cells if w[:2] == (phase, metric) and instrument in (None, w[2])]
-        if not places:
-            for where, problem in self.problems.items():
-                if where[:2] == (phase, metric) and instrument in (None, where[2]):
-                    raise Missing(problem)
-            raise Missing(f"no {_named(phase)} of {metric}" + (f" by {instrument}" if instrument else ""))
+
+        def is_meant(where: Where) -> bool:
+            return where[:2] == (phase, metric) and instrument in (None, where[2])
+
+        places = [where for where in self.cells if is_meant(where)]
         if len(places) > 1:
             raise Missing(f"{metric} is measured by {', '.join(w[2] for w in places)}: the claim must name one")
+        if not places:
+            absent = f"no {_in_words(phase)} of {metric}" + (f" by {instrument}" if instrument else "")
+            raise Missing(next((problem for where, problem in self.problems.items() if is_meant(where)), absent))
         return places[0]
 
     def samples(self, where: Where, conditions: Sequence[str]) -> dict[str, Sample]:
         """The samples of these conditions, or Missing with the names of those that are not there."""
         here = self.cells[where]
         if absent := [condition for condition in conditions if condition not in here]:
-            raise Missing(f"no {_named(where[0])} of {where[1]} for {', '.join(absent)}")
+            raise Missing(f"no {_in_words(where[0])} of {where[1]} for {', '.join(absent)}")
         return {condition: here[condition] for condition in conditions}
 
     def rests_on(self, where: Where, conditions: Sequence[str]) -> tuple[str, ...]:
         """Names of the artifacts behind these samples; the source where the table names none."""
-        named = self.records.get(where, {})
-        records = [record for condition in conditions for record in named.get(condition, ())]
-        return tuple(dict.fromkeys(records)) or (self.source,)
+        here = self.cells[where]
+        return tuple(dict.fromkeys(r for c in conditions if c in here for r in here[c].records)) or (self.source,)
 
     def on_clean_items(self, metric: str, instrument: str, conditions: Sequence[str]) -> "Evidence":
         """The same scores over the items that are in the training data of none of the conditions."""
         assert self.table is not None  # items come with the scores that they are the items of
-        table = self.table.copy()
-        for where, items in self.items.items():
-            if where[1:] != (metric, instrument):
-                continue
-            accuracy = items.accuracy(items.clean(conditions))
-            for (condition, p, e), value in accuracy.items():
-                of_run = (table["condition"] == condition) & (table["pipeline_seed"] == p)
-                of_run &= table["em_seed"].isna() if e is None else (table["em_seed"] == e).fillna(False)
-                of_run &= (table["metric"] == metric) & (table["instrument"] == instrument)
-                table.loc[of_run, "value"] = value
-        cells = dict(self.cells)
-        for where in cells:
-            if where[1:] == (metric, instrument) and where[0] != CHANGE:
-                by_condition = samples(table, metric, where[0], instrument)
-                cells[where] = {name: cell.sample for name, cell in by_condition.items()}
-        return replace(self, cells=cells | changes(cells), items={}, contamination={})
+        is_meant = (self.table["metric"] == metric) & (self.table["instrument"] == instrument)
+        table = self.table[is_meant].copy()
+        for (_, *place), items in self.items.items():
+            if place == [metric, instrument]:
+                accuracy = items.accuracy(items.clean(conditions))
+                runs = table[["condition", "pipeline_seed", "em_seed", "value"]].itertuples(index=False)
+                table["value"] = [accuracy.get((c, p, None if pd.isna(e) else e), value) for c, p, e, value in runs]
+        return replace(self, cells={**self.cells, **from_scores(table).cells}, items={}, contamination={})
 
 
 def from_scores(
@@ -112,38 +152,24 @@ def from_scores(
     """From the long scores table."""
     table = check_scores(scores)
     cells: dict[Where, Mapping[str, Sample]] = {}
-    records: dict[Where, Mapping[str, tuple[str, ...]]] = {}
     problems: dict[Where, str] = {}
-    places = table[["phase", "metric", "instrument"]].drop_duplicates()
-    for phase, metric, instrument in places.itertuples(index=False):
-        where = (str(phase), str(metric), str(instrument))
+    for where in dict.fromkeys(zip(table["phase"], table["metric"], table["instrument"], strict=True)):
         try:
-            by_condition = samples(table, metric, phase, instrument)
+            cells[where] = samples(table, where[1], where[0], where[2])
         except NoSharedSeed as problem:
             problems[where] = str(problem)
-            continue
-        cells[where] = {name: cell.sample for name, cell in by_condition.items()}
-        records[where] = {name: cell.records for name, cell in by_condition.items()}
-    records |= {
-        (CHANGE, *w[1:]): {
-            c: (*own, *records.get(("pre_em", *w[1:]), {}).get(c, ())) for c, own in by_condition.items()
-        }
-        for w, by_condition in records.items()
-        if w[0] == "post_em"
-    }
     named = {run.name: run for run in singles}
-    cells |= changes(cells)
-    return Evidence(source, cells, named, records, problems, items or {}, {}, machines or {}, table)
+    return Evidence(source, cells | changes(cells), named, problems, items or {}, {}, machines or {}, table)
 
 
-def changes(cells: Mapping[Where, Mapping[str, Sample]]) -> dict[Where, Mapping[str, Sample]]:
+def changes(cells: Cells) -> dict[Where, Mapping[str, Sample]]:
     """By metric and instrument, the change of every condition that was measured before and after EM."""
     by_place: dict[Where, Mapping[str, Sample]] = {}
-    for where, after in cells.items():
-        before = cells.get(("pre_em", *where[1:]))
-        if where[0] == "post_em" and before is not None:
+    for (phase, metric, instrument), after in cells.items():
+        before = cells.get(("pre_em", metric, instrument))
+        if phase == "post_em" and before is not None:
             pairs = {name: _change(s, before[name]) for name, s in after.items() if name in before}
-            by_place[CHANGE, where[1], where[2]] = {name: s for name, s in pairs.items() if s is not None}
+            by_place[CHANGE, metric, instrument] = {name: s for name, s in pairs.items() if s is not None}
     return by_place
 
 
@@ -154,5 +180,5 @@ def _change(after: Sample, before: Sample) -> Sample | None:
         return None
 
 
-def _named(phase: str) -> str:
+def _in_words(phase: str) -> str:
     return "pair of values before and after EM" if phase == CHANGE else f"{phase} values"

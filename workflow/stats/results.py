@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from workflow.stats.rounding import Range
-from workflow.stats.verdicts import Scope, Strength
+from workflow.stats.verdicts import Strength
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Member:
     name: str
     verdict: str
     reason: str
-    estimate: Range | None = None
+    estimate: Range
     interval: tuple[float, float] | None = None
     interval_level: float | None = None
     decided_on: str = ""
@@ -63,7 +63,7 @@ class ClaimResult:
     phase: str
     measure: str
     verdict: str
-    scope: Scope
+    scope: str
     confounded_by: tuple[str, ...]
     strength: Strength
     declared_strength: str

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from workflow.stats.samples import EM_SEED, FloatArray, Sample, t_quantile
+from workflow.stats.samples import EM_SEED, PIPELINE_SEED, FloatArray, Sample, t_quantile
 
 UNDETERMINED = "undetermined at this precision"
 
@@ -34,8 +34,8 @@ class Range:
 
     def contains(self, number: float, slack: float = 0.0) -> bool:
         """Whether the number lies in the range, give or take slack (half a unit of its own last digit)."""
-        tiny = 1e-9 * max(1.0, abs(number))
-        return self.low - slack - tiny <= number <= self.high + slack + tiny
+        slack += 1e-9 * max(1.0, abs(number))
+        return self.low - slack <= number <= self.high + slack
 
     def below(self, threshold: float) -> str:
         """Whether the statistic is under the threshold: yes, no, or undetermined at this precision."""
@@ -58,8 +58,6 @@ class Printed:
     @classmethod
     def parse(cls, text: str) -> "Printed":
         """From text, because 0.030 as a number has lost the digit that says how well it is known."""
-        if not isinstance(text, str):
-            raise TypeError(f"{text!r}: a printed figure is text (quote it), or its last zero is lost")
         try:
             number = Decimal(text)
         except InvalidOperation:
@@ -100,27 +98,25 @@ def from_moments(
     means = dict.fromkeys((mean, mean - mean_rounding, mean + mean_rounding))
     sds = dict.fromkeys((sd, max(sd - sd_rounding, 1e-6 * (sd + sd_rounding)), sd + sd_rounding))
     rows = np.array([m + s * pattern for m, s in product(means, sds)])
-    return Sample(rows if len(rows) > 1 else rows[0], unit, 1, mean_rounding, sd_rounding)
+    return Sample(rows if len(rows) > 1 else rows[0], unit, (), mean_rounding, sd_rounding)
 
 
 def from_mean_and_ci(mean: str, ci95_half_width: str, n: int, unit: str = EM_SEED) -> Sample:
     """Sample of a printed mean and its 95% Student t half-width: SD = half-width * sqrt(n) / t."""
     centre, half = Printed.parse(mean), Printed.parse(ci95_half_width)
-    if n < 2:
-        raise ValueError(f"n = {n}: one value has no interval")
     to_sd = float(np.sqrt(n) / t_quantile(n - 1))
     return from_moments(centre.value, half.value * to_sd, n, centre.half_unit, half.half_unit * to_sd, unit)
 
 
-def from_single(value: str, unit: str = "pipeline seed") -> Sample:
-    """Sample of one printed value: n = 1, no interval."""
+def from_single(value: str) -> Sample:
+    """Sample of one printed value of one checkpoint: n = 1, no interval."""
     printed = Printed.parse(value)
-    return Sample(np.array([printed.value]), unit, 1, printed.half_unit)
+    return Sample(np.array([printed.value]), PIPELINE_SEED, (), printed.half_unit)
 
 
 def apart(samples: Sequence[Sample]) -> list[FloatArray]:
     """The samples' values with every printed one on an axis of its own, so that they broadcast over all corners."""
     if not any(s.is_printed for s in samples):
         return [s.values for s in samples]
-    axes = len(samples)
-    return [s.values.reshape(*(-1 if axis == i else 1 for axis in range(axes)), s.n) for i, s in enumerate(samples)]
+    axes = range(len(samples))
+    return [s.values.reshape(*(-1 if axis == i else 1 for axis in axes), s.n) for i, s in enumerate(samples)]

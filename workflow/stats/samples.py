@@ -20,21 +20,18 @@ class NotTestable(ValueError):
     """The numbers are sound, but no test exists for them: n = 1, no spread, nothing shared."""
 
 
-def finite(values: Any, what: str = "values", stacked: bool = False) -> FloatArray:
-    """Values as floats, shape (n,), or (..., n) if stacked; n >= 1.
+def finite(values: Any, what: str = "values") -> FloatArray:
+    """Values as floats, shape (..., n) with n >= 1.
 
     Raises:
-        ValueError: masked, NaN, infinite or missing values, or another shape.
+        ValueError: masked, NaN, infinite or missing values.
     """
-    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+    if np.ma.is_masked(values):
         raise ValueError(f"{what}: {int(np.ma.getmaskarray(values).sum())} values are masked. Leave them out by name.")
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 and not (stacked and array.ndim > 1):
-        raise ValueError(f"{what}: expected one dimension, got shape {array.shape}")
-    if array.size == 0:
+    if array.ndim == 0 or array.size == 0:
         raise ValueError(f"{what}: empty. A missing cell is shown as missing, not averaged.")
-    bad = int(np.count_nonzero(~np.isfinite(array)))
-    if bad:
+    if bad := int(np.count_nonzero(~np.isfinite(array))):
         raise ValueError(f"{what}: {bad} of {array.size} values are NaN or infinite. Account for them first.")
     return array
 
@@ -47,9 +44,7 @@ def is_constant(values: FloatArray) -> bool:
 def without_float_rest(differences: FloatArray, *operands: FloatArray) -> FloatArray:
     """Differences without what float subtraction left of equal values: rounded to 12 digits of the largest operand."""
     largest = max(float(np.max(np.abs(operand), initial=0.0)) for operand in operands)
-    if largest == 0:
-        return differences
-    return np.round(differences, 11 - int(np.floor(np.log10(largest))))
+    return differences if largest == 0 else np.round(differences, 11 - int(np.floor(np.log10(largest))))
 
 
 def t_quantile(df: Any, level: float = 0.95) -> Any:
@@ -63,20 +58,24 @@ class Sample:
 
     Attributes:
         values: shape (..., n). The first row is the data; further rows are what the digits of printed figures allow.
-        unit: what a replicate is. n_pipeline_seeds: checkpoints behind them.
+        unit: what a replicate is. blocks: the pipeline seed of each value, where a pipeline seed is the replicate.
         mean_rounding, sd_rounding: half a unit of the last printed digit; 0 for raw values.
-        blocks: the pipeline seed of each value, where a pipeline seed is the replicate.
+        runs: how many runs are averaged in the values. sampling_se: of each run, where every run has it.
+        left_out: seeds that are not used, in words. records: artifacts behind the values.
     """
 
     values: FloatArray
     unit: str = EM_SEED
-    n_pipeline_seeds: int = 1
+    blocks: tuple[int, ...] = ()
     mean_rounding: float = 0.0
     sd_rounding: float = 0.0
-    blocks: tuple[int, ...] = ()
+    runs: int = 0
+    sampling_se: tuple[float, ...] = ()
+    left_out: str = ""
+    records: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", finite(self.values, f"values per {self.unit}", stacked=True))
+        object.__setattr__(self, "values", finite(self.values, f"values per {self.unit}"))
         if self.blocks and len(self.blocks) != self.n:
             raise ValueError(f"{self.n} values and {len(self.blocks)} pipeline seeds")
         if len(set(self.blocks)) != len(self.blocks):
@@ -85,6 +84,11 @@ class Sample:
     @property
     def n(self) -> int:
         return self.values.shape[-1]
+
+    @property
+    def n_pipeline_seeds(self) -> int:
+        """Checkpoints behind the values: EM seeds are always those of one."""
+        return self.n if self.unit == PIPELINE_SEED else 1
 
     @property
     def is_printed(self) -> bool:
@@ -114,28 +118,13 @@ class Sample:
         return self.sd
 
     @property
-    def se(self) -> float | None:
-        return None if self.sd is None else self.sd / float(np.sqrt(self.n))
-
-    @property
     def ci95_half_width(self) -> float | None:
-        return None if self.se is None else float(t_quantile(self.n - 1)) * self.se
-
-    @property
-    def ci95(self) -> tuple[float, float] | None:
-        half = self.ci95_half_width
-        return None if half is None else (self.mean - half, self.mean + half)
-
-    @property
-    def note(self) -> str:
-        """What a reader must know beside the number; empty when there is nothing to add."""
-        notes = ["n = 1: no interval"] if self.n == 1 else []
-        return "; ".join([*notes, ONE_CHECKPOINT] if self.n_pipeline_seeds == 1 else notes)
+        return None if self.sd is None else float(t_quantile(self.n - 1)) * (self.sd / float(np.sqrt(self.n)))
 
 
-def sample(values: Any, unit: str = EM_SEED, n_pipeline_seeds: int = 1, blocks: Sequence[int] = ()) -> Sample:
+def sample(values: Any, unit: str = EM_SEED, blocks: Sequence[int] = ()) -> Sample:
     """A sample of raw values, shape (n,)."""
-    return Sample(finite(values), unit, n_pipeline_seeds, blocks=tuple(blocks))
+    return Sample(values, unit, tuple(blocks))
 
 
 def same_unit(*samples: Sample) -> str:
@@ -168,76 +157,46 @@ def label(*samples: Sample) -> str:
 
 @dataclass(frozen=True)
 class CellSampling:
-    """The mean of one cell's items and its two sampling errors; None where the items cannot give one, with a note.
+    """Two sampling errors of the mean of one cell's items; None where the items cannot give one.
 
     se_clustered_by_question: how far the mean would move with other questions of the same kind.
     se_questions_fixed: with other completions of the same questions. Cells share their questions, so only this one is
     part of the spread between seeds.
     """
 
-    mean: float
-    n_items: int
-    n_questions: int
     se_clustered_by_question: float | None
-    ci95_half_width_clustered_by_question: float | None
     se_questions_fixed: float | None
-    note: str
 
 
 def clustered_mean(values: Any, questions: Sequence[Any]) -> CellSampling:
-    """Mean over items, shape (n,), with the question of each item, shape (n,)."""
+    """Errors of a mean over items, shape (n,), with the question of each item, shape (n,)."""
     y = finite(values, "item scores")
     if len(questions) != y.size:
         raise ValueError(f"{y.size} item scores and {len(questions)} questions")
-    names, codes = np.unique(np.asarray(questions), return_inverse=True)
+    _, codes = np.unique(np.asarray(questions), return_inverse=True)
     counts = np.bincount(codes)
-    notes = []
-    clustered = half = fixed = None
-    if len(names) > 1:
+    clustered = fixed = None
+    if len(counts) > 1:
         fit = sm.OLS(y, np.ones((y.size, 1))).fit(cov_type="cluster", cov_kwds={"groups": codes})
         clustered = float(fit.bse[0])
-        half = float(t_quantile(len(names) - 1)) * clustered
-    else:
-        notes.append("one question: no error between questions")
     if counts.min() > 1:
-        within = [float(y[codes == k].var(ddof=1)) for k in range(len(names))]
+        within = [float(y[codes == k].var(ddof=1)) for k in range(len(counts))]
         fixed = float(np.sqrt(np.sum(counts * within))) / y.size
-    else:
-        notes.append("a question with one completion: no error within questions")
-    return CellSampling(float(y.mean()), int(y.size), len(names), clustered, half, fixed, "; ".join(notes))
+    return CellSampling(clustered, fixed)
 
 
 @dataclass(frozen=True)
 class SamplingBesideSeeds:
-    """Between-seed SD of run means beside the sampling error of a run mean (root mean square over runs).
+    """Sampling error of a run mean (root mean square over runs), what of the between-seed SD it does not explain
+    (floored at zero), and its share of the variance between seeds."""
 
-    sd_beyond_sampling: what of the between-seed SD completions do not explain, floored at zero.
-    """
-
-    between_seed_sd: float
     sampling_se_of_one_run: float
     sd_beyond_sampling: float
     share_of_variance_from_sampling: float
-    n_seeds: int
-    unit: str
-
-    @property
-    def sampling_exceeds_seed_sd(self) -> bool:
-        return self.sampling_se_of_one_run > self.between_seed_sd
 
 
-def beside_seeds(between: Sample, sampling_se: Any) -> SamplingBesideSeeds:
-    """between: the run means; sampling_se: the error of each run mean with the questions fixed, shape (n_runs,)."""
-    errors = finite(sampling_se, "sampling errors")
-    if (errors < 0).any():
-        raise ValueError("sampling errors: negative")
-    mean_square = float(np.mean(np.square(errors)))
-    total = between.spread**2
-    return SamplingBesideSeeds(
-        between_seed_sd=between.spread,
-        sampling_se_of_one_run=float(np.sqrt(mean_square)),
-        sd_beyond_sampling=float(np.sqrt(max(0.0, total - mean_square))),
-        share_of_variance_from_sampling=1.0 if total == 0 else min(1.0, mean_square / total),
-        n_seeds=between.n,
-        unit=between.unit,
-    )
+def beside_seeds(between: Sample, sampling_se: Sequence[float]) -> SamplingBesideSeeds:
+    """between: the run means; sampling_se: the error of each run mean with the questions fixed, shape (runs,)."""
+    mean_square, total = float(np.mean(np.square(finite(sampling_se, "sampling errors")))), between.spread**2
+    beyond = float(np.sqrt(max(0.0, total - mean_square)))
+    return SamplingBesideSeeds(mean_square**0.5, beyond, 1.0 if total == 0 else min(1.0, mean_square / total))

@@ -5,9 +5,9 @@ Arrays throughout: last axis of a sample = replicates, leading axes broadcast. P
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from scipy import special, stats
@@ -15,30 +15,19 @@ from statsmodels.stats.multitest import multipletests
 
 from workflow.stats.rounding import Range, apart, from_moments
 from workflow.stats.samples import (
+    CONSTANT,
     PIPELINE_SEED,
     FloatArray,
     NotTestable,
     Sample,
-    is_constant,
     t_quantile,
     testable,
     without_float_rest,
 )
 
 MANY = 400
-CORRECTIONS = ("none", "bonferroni", "holm")
-
-
-def check_alpha(alpha: float) -> float:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha {alpha}: a level lies between 0 and 1")
-    return alpha
-
-
-def check_margin(margin: float) -> float:
-    if not (margin > 0 and np.isfinite(margin)):
-        raise ValueError(f"margin {margin}: equivalence needs a margin above zero")
-    return margin
+Correction = Literal["none", "bonferroni", "holm"]
+Ends = tuple[FloatArray, FloatArray]
 
 
 # --- estimates --------------------------------------------------------------------------------------------------------
@@ -54,10 +43,10 @@ class Effect:
     d: FloatArray
     sd: FloatArray
     scale: float
-    df: Any
+    df: int
     standardiser: str
 
-    def interval(self, alpha: float = 0.05) -> tuple[FloatArray, FloatArray]:
+    def interval(self, alpha: float = 0.05) -> Ends:
         """1 - alpha interval of the population's value, by the noncentral t (equal variances).
 
         Its ends rise with d, smoothly: of many d they are interpolated, which moves them by less than 1e-4.
@@ -67,6 +56,13 @@ class Effect:
         ends = (special.nctdtrinc(self.df, p, few) * self.scale for p in (1 - alpha / 2, alpha / 2))
         low, high = (end if few is t else np.interp(t, few, end) for end in ends)
         return low, high
+
+    @property
+    def hedges_g(self) -> float:
+        """d times the exact small-sample factor J(df), about 1 - 3 / (4 df - 1). The interval is exact for the value
+        that both estimate, so it is not shrunk with g."""
+        j = np.exp(special.gammaln(self.df / 2) - special.gammaln((self.df - 1) / 2)) / np.sqrt(self.df / 2)
+        return float(j if self.df > 1 else 1.0) * Range.of(self.d).value
 
 
 @dataclass(frozen=True)
@@ -82,7 +78,7 @@ class Estimate:
     value: FloatArray
     se: FloatArray
     df: FloatArray
-    effect: Effect | None
+    effect: Effect
     method: str
     n_weights: float = 2.0
     separate: "Estimate | None" = None
@@ -91,8 +87,7 @@ class Estimate:
     def t(self) -> FloatArray:
         return self.value / self.se
 
-    def interval(self, alpha: Any = 0.05) -> tuple[FloatArray, FloatArray]:
-        """The 1 - alpha interval; alpha broadcasts."""
+    def interval(self, alpha: float = 0.05) -> Ends:
         half = stats.t.ppf(1 - np.asarray(alpha) / 2, self.df) * self.se
         return self.value - half, self.value + half
 
@@ -100,42 +95,64 @@ class Estimate:
         """Two-sided p of the difference being `null`."""
         return np.asarray(2 * stats.t.sf(np.abs(self.value - null) / self.se, self.df))
 
+    def p_range(self) -> Range:
+        """p over what printed digits allow: 1 is among them where zero lies between the corners."""
+        p = Range.of(self.p())
+        return Range(p.value, p.low, 1.0) if np.min(self.value) < 0 < np.max(self.value) else p
+
     def tost_p(self, margin: float) -> FloatArray:
         """p of two one-sided tests against (-margin, +margin): the larger of the two."""
-        check_margin(margin)
         above = stats.t.sf((self.value + margin) / self.se, self.df)
         below = stats.t.cdf((self.value - margin) / self.se, self.df)
         return np.asarray(np.maximum(above, below))
 
 
-def welch(first: Sample, second: Sample) -> Estimate:
-    """First minus second by Welch's t test, with Cohen's d.
+def separate_variances(samples: Sequence[Sample], weights: Sequence[float]) -> Estimate:
+    """A weighted sum of means, each with its own variance: Welch's t test of a pair, Satterthwaite's of more.
 
     Raises:
-        NotTestable: one value in a sample, or no spread in either.
+        NotTestable: one value in a sample, or no spread in any.
     """
-    testable(first, second)
-    a, b = apart([first, second])
-    with warnings.catch_warnings():  # one constant sample is no loss: the other has the spread
-        warnings.simplefilter("ignore", RuntimeWarning)
-        result = stats.ttest_ind(a, b, axis=-1, equal_var=False)
-    value = a.mean(axis=-1) - b.mean(axis=-1)
-    se = np.sqrt(a.var(axis=-1, ddof=1) / first.n + b.var(axis=-1, ddof=1) / second.n)
-    return Estimate(value, se, np.asarray(result.df), cohens_d(a, b), "Welch's t test")
+    testable(*samples)
+    values = apart(samples)
+    parts = [w**2 * v.var(axis=-1, ddof=1) / s.n for w, v, s in zip(weights, values, samples, strict=True)]
+    if sorted(weights) == [-1, 1]:
+        method = "Welch's t test"
+        with warnings.catch_warnings():  # one constant sample is no loss: the other has the spread
+            warnings.simplefilter("ignore", RuntimeWarning)
+            df = stats.ttest_ind(*values, axis=-1, equal_var=False).df
+    else:
+        method = "Satterthwaite's t test"
+        df = sum(parts) ** 2 / sum(part**2 / (s.n - 1) for part, s in zip(parts, samples, strict=True))
+    value, se, n_weights = _weighted_mean(values, weights), np.sqrt(sum(parts)), sum(w**2 for w in weights)
+    return Estimate(value, se, np.asarray(df), cohens_d(values, weights), method, n_weights)
 
 
-def cohens_d(a: FloatArray, b: FloatArray) -> Effect:
-    """Cohen's d of two arrays (..., n): mean difference / pooled SD. Positive: a above b."""
-    n1, n2 = a.shape[-1], b.shape[-1]
-    variance = ((n1 - 1) * a.var(axis=-1, ddof=1) + (n2 - 1) * b.var(axis=-1, ddof=1)) / (n1 + n2 - 2)
-    sd = np.sqrt(variance)
-    d = (a.mean(axis=-1) - b.mean(axis=-1)) / sd
-    return Effect(d, sd, float(np.sqrt(1 / n1 + 1 / n2)), n1 + n2 - 2, "the pooled SD of the two samples")
+def _weighted_mean(values: Sequence[FloatArray], weights: Sequence[float]) -> FloatArray:
+    return np.asarray(sum(w * v.mean(axis=-1) for w, v in zip(weights, values, strict=True)))
 
 
-def hedges_correction(df: float) -> float:
-    """Exact small-sample factor J(df): g = J d, about 1 - 3 / (4 df - 1)."""
-    return float(np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2)) / np.sqrt(df / 2)) if df > 1 else 1.0
+def cohens_d(values: Sequence[FloatArray], weights: Sequence[float] = (1.0, -1.0)) -> Effect:
+    """A weighted sum of means over the SD within the arrays (..., n), pooled. Of two: positive where the first is above
+    the second."""
+    n = [v.shape[-1] for v in values]
+    df = sum(n) - len(n)
+    sd = np.sqrt(sum((k - 1) * v.var(axis=-1, ddof=1) for v, k in zip(values, n, strict=True)) / df)
+    scale = float(np.sqrt(sum(w**2 / k for w, k in zip(weights, n, strict=True))))
+    standardiser = "the pooled SD of the two samples" if len(n) == 2 else "the SD within conditions"
+    return Effect(_weighted_mean(values, weights) / sd, sd, scale, df, standardiser)
+
+
+def pooled_seeds_d(samples: Mapping[str, Sample], first: Sequence[str], second: Sequence[str]) -> Effect:
+    """d of two groups of conditions over the SD of all seeds of a group, which differences between its conditions
+    widen: not interchangeable with d within conditions."""
+    values = dict(zip([*first, *second], apart([samples[c] for c in (*first, *second)]), strict=True))
+    shape = np.broadcast_shapes(*(v.shape[:-1] for v in values.values()))
+    groups = [
+        np.concatenate([np.broadcast_to(values[c], (*shape, values[c].shape[-1])) for c in group], axis=-1)
+        for group in (first, second)
+    ]
+    return replace(cohens_d(groups), standardiser="the SD of all seeds of a group, pooled over its conditions")
 
 
 def one_sample(changes: Sample) -> Estimate:
@@ -143,10 +160,10 @@ def one_sample(changes: Sample) -> Estimate:
     testable(changes)
     v = changes.values
     sd = v.std(axis=-1, ddof=1)
-    value, se = v.mean(axis=-1), sd / np.sqrt(changes.n)
-    df = np.full(np.shape(value), changes.n - 1.0)
-    effect = Effect(value / sd, sd, float(1 / np.sqrt(changes.n)), changes.n - 1, "the SD of the changes")
-    return Estimate(value, se, df, effect, "one-sample t test of the changes", n_weights=1.0)
+    value, scale, df = v.mean(axis=-1), float(1 / np.sqrt(changes.n)), changes.n - 1
+    effect = Effect(value / sd, sd, scale, df, "the SD of the changes")
+    dfs, method = np.full(np.shape(value), float(df)), "one-sample t test of the changes"
+    return Estimate(value, sd / np.sqrt(changes.n), dfs, effect, method, n_weights=1.0)
 
 
 def change(after: Sample, before: Sample) -> Sample:
@@ -163,36 +180,30 @@ def change(after: Sample, before: Sample) -> Sample:
             raise NotTestable(f"{before.n} values before EM of one checkpoint: which one its EM seeds started from?")
         if not (after.is_printed or before.is_printed):
             values = without_float_rest(after.values - before.mean, after.values, before.values)
-            return Sample(values, after.unit, after.n_pipeline_seeds)
+            return Sample(values, after.unit, records=after.records + before.records)
         rounding = after.mean_rounding + before.mean_rounding
         return from_moments(after.mean - before.mean, after.spread, after.n, rounding, after.sd_rounding, after.unit)
-    common = [seed for seed in after.blocks if seed in before.blocks]
+    common = tuple(seed for seed in after.blocks if seed in before.blocks)
     if not common:
         raise NotTestable("no checkpoint was measured both before and after EM")
     parts = [s.values[..., [s.blocks.index(seed) for seed in common]] for s in (after, before)]
-    return Sample(without_float_rest(parts[0] - parts[1], *parts), after.unit, len(common), blocks=tuple(common))
+    values = without_float_rest(parts[0] - parts[1], *parts)
+    return Sample(values, after.unit, common, records=after.records + before.records)
 
 
 # --- many tests -------------------------------------------------------------------------------------------------------
 
 
-def adjust(p_values: Sequence[float] | FloatArray, correction: str, n_tests: int | None = None) -> FloatArray:
-    """Adjusted p, shape of p_values, each to be compared with alpha itself.
+def adjust(p_values: Sequence[float], correction: Correction, n_tests: int | None = None) -> list[float]:
+    """Adjusted p, each to be compared with alpha itself.
 
     n_tests is the size of the planned family when some of its tests could not be made: they count as p = 1, so that a
     missing cell does not make the others look better.
     """
-    if correction not in CORRECTIONS:
-        raise ValueError(f"correction {correction!r}: one of {', '.join(CORRECTIONS)}")
-    p = np.asarray(p_values, dtype=np.float64)
-    if p.ndim != 1 or p.size == 0 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError("p values: one dimension, at least one, each within 0..1")
-    if n_tests is not None and n_tests < p.size:
-        raise ValueError(f"{p.size} p values in a family of {n_tests}")
     if correction == "none":
-        return p
-    padded = np.concatenate([p, np.ones((n_tests or p.size) - p.size)])
-    return np.array(_corrected(tuple(padded.tolist()), correction))[: p.size]
+        return list(p_values)
+    missing = (n_tests or len(p_values)) - len(p_values)
+    return list(_corrected((*p_values, *[1.0] * missing), correction))[: len(p_values)]
 
 
 @lru_cache(maxsize=256)
@@ -201,30 +212,26 @@ def _corrected(p: tuple[float, ...], method: str) -> tuple[float, ...]:
     return tuple(multipletests(p, method=method)[1].tolist())
 
 
-def levels(p_values: Sequence[float], alpha: float, correction: str, n_tests: int) -> list[float]:
+def adjust_ranges(ranges: Sequence[Range], correction: Correction, n_tests: int | None = None) -> list[Range]:
+    """Ranges of adjusted p: both corrections rise with every p, so ends go to ends."""
+    ends = [adjust([getattr(r, end) for r in ranges], correction, n_tests) for end in ("value", "low", "high")]
+    return [Range(*row) for row in zip(*ends, strict=True)]
+
+
+def levels(p_values: Sequence[float], alpha: float, correction: Correction, n_tests: int) -> list[float]:
     """The alpha at which each test of a family is made: alpha, alpha / n_tests, or Holm's step.
 
     Under Holm a test's step is alpha / (n_tests - tests that were rejected before it); after the first that is not
     rejected, every other stays at that step.
     """
-    check_alpha(alpha)
-    p = np.asarray(p_values, dtype=np.float64)
-    if correction == "none" or p.size == 0:
-        return [alpha] * p.size
-    if correction == "bonferroni":
-        return [alpha / n_tests] * p.size
-    steps, rejected, going = np.empty(p.size), 0, True
-    for i in np.argsort(p, kind="stable"):
+    if correction != "holm":
+        return [alpha / (n_tests if correction == "bonferroni" else 1)] * len(p_values)
+    steps, rejected, going = [alpha] * len(p_values), 0, True
+    for i in np.argsort(p_values, kind="stable"):
         steps[i] = alpha / (n_tests - rejected)
-        going = going and bool(p[i] < steps[i])
+        going = going and p_values[i] < steps[i]
         rejected += going
-    return [float(step) for step in steps]
-
-
-def adjust_ranges(ranges: Sequence[Range], correction: str, n_tests: int | None = None) -> list[Range]:
-    """Ranges of adjusted p: both corrections rise with every p, so ends go to ends."""
-    ends = [adjust([getattr(r, end) for r in ranges], correction, n_tests) for end in ("value", "low", "high")]
-    return [Range(*map(float, row)) for row in zip(*ends, strict=True)]
+    return steps
 
 
 # --- one value against its replicates ---------------------------------------------------------------------------------
@@ -235,13 +242,9 @@ class SingleValue:
     """One value against others. z divides by their SD; the prediction t also counts that their mean is estimated."""
 
     value: float
-    mean_of_others: float
-    sd_of_others: float
-    n_others: int
-    unit: str
+    others: Sample
     z: Range
     prediction_t: Range
-    df: int
     p: Range
     prediction95_low: float
     prediction95_high: float
@@ -254,29 +257,15 @@ class SingleValue:
 
 def single_value(value: float, others: Sample, value_rounding: float = 0.0) -> SingleValue:
     """Prediction-interval t of one value, (value - mean) / (SD sqrt(1 + 1/n)), df n - 1, and z."""
-    if not np.isfinite(value):
-        raise ValueError(f"value {value}: NaN or infinite")
-    if value_rounding < 0:
-        raise ValueError(f"rounding {value_rounding}: negative")
     testable(others)
-    values = np.array([value, value - value_rounding, value + value_rounding])[:, None]
+    corners = np.array([value, value - value_rounding, value + value_rounding])[:, None]
     flat = others.values.reshape(-1, others.n)
-    z = (values - flat.mean(axis=-1)) / flat.std(axis=-1, ddof=1)
+    z = (corners - flat.mean(axis=-1)) / flat.std(axis=-1, ddof=1)
     widen = float(np.sqrt(1 + 1 / others.n))
+    p = 2 * stats.t.sf(np.abs(z / widen), others.n - 1)
     half = float(t_quantile(others.n - 1)) * others.spread * widen
-    return SingleValue(
-        value=value,
-        mean_of_others=others.mean,
-        sd_of_others=others.spread,
-        n_others=others.n,
-        unit=others.unit,
-        z=Range.of(z),
-        prediction_t=Range.of(z / widen),
-        df=others.n - 1,
-        p=Range.of(2 * stats.t.sf(np.abs(z / widen), others.n - 1)),
-        prediction95_low=others.mean - half,
-        prediction95_high=others.mean + half,
-    )
+    low, high = others.mean - half, others.mean + half
+    return SingleValue(value, others, Range.of(z), Range.of(z / widen), Range.of(p), low, high)
 
 
 @dataclass(frozen=True)
@@ -286,21 +275,15 @@ class WithinToBetween:
     range_of_means: Range
     median_sd: Range
     ratio_range_over_median_sd: Range
-    n_conditions: int
-    unit: str
 
 
 def within_to_between(samples: Mapping[str, Sample]) -> WithinToBetween:
-    """Over at least two conditions, each with n >= 2; the extremes over printed digits are exact."""
-    cells = list(samples.values())
-    if len(cells) < 2:
-        raise ValueError("a range of means needs two conditions")
-    means, sds = np.array([c.mean for c in cells]), np.array([c.spread for c in cells])
-    slack, rounding = np.array([c.mean_rounding for c in cells]), np.array([c.sd_rounding for c in cells])
-    low, high = np.max(means - slack) - np.min(means + slack), np.max(means + slack) - np.min(means - slack)
-    spread = Range(float(np.ptp(means)), max(0.0, float(low)), float(high))
-    median = Range(*(float(np.median(x)) for x in (sds, np.maximum(sds - rounding, 0), sds + rounding)))
-    if median.low <= 0 or any(is_constant(c.values) for c in cells if len(cells) == 2):
+    """Over at least two conditions, each with n >= 2."""
+    testable(*samples.values())
+    values = apart(list(samples.values()))
+    means = np.stack(np.broadcast_arrays(*(v.mean(axis=-1) for v in values)))
+    sds = np.stack(np.broadcast_arrays(*(v.std(axis=-1, ddof=1) for v in values)))
+    spread, median = np.ptp(means, axis=0), np.median(sds, axis=0)
+    if np.min(median) <= CONSTANT * np.max(np.abs(means)):
         raise NotTestable("median SD is zero")
-    ratio = Range(spread.value / median.value, spread.low / median.high, spread.high / median.low)
-    return WithinToBetween(spread, median, ratio, len(cells), cells[0].unit)
+    return WithinToBetween(Range.of(spread), Range.of(median), Range.of(spread / median))

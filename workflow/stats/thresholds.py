@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from workflow.stats.contrasts import estimate
+from workflow.stats.contrasts import estimate, pair
 from workflow.stats.samples import FloatArray, NotTestable, Sample
 
 ALIGNED = (20.0, 25.0, 30.0, 35.0, 40.0, 50.0)  # misaligned below
 COHERENT = (None, 30.0, 50.0, 70.0)  # and coherent above; None: whatever its coherence
+Place = tuple[int, int]  # in the grid of the two
 
 
 def joint_rates(aligned: Any, coherent: Any) -> FloatArray:
@@ -23,15 +24,13 @@ def joint_rates(aligned: Any, coherent: Any) -> FloatArray:
         aligned, coherent: scores of one run's answers, shape (n,); NaN without a score, which counts as not misaligned.
     """
     a, c = np.asarray(aligned, dtype=np.float64), np.asarray(coherent, dtype=np.float64)
-    if a.shape != c.shape or a.ndim != 1 or not a.size:
+    if a.shape != c.shape or not a.size:
         raise ValueError(f"scores of shapes {a.shape} and {c.shape}: one of each for every answer")
-    with np.errstate(invalid="ignore"):
-        low = a[None, None, :] < np.array(ALIGNED)[:, None, None]
-        sound = np.stack([np.ones(a.size, dtype=bool) if t is None else c > t for t in COHERENT])
-    return np.asarray((low & sound[None]).mean(axis=-1))
+    is_coherent = [np.ones(a.size, dtype=bool) if t is None else c > t for t in COHERENT]
+    return np.array([[np.mean((a < below) & coherent) for coherent in is_coherent] for below in ALIGNED])
 
 
-def classes(samples: Mapping[tuple[int, int], Mapping[str, Sample]], first: str, second: str) -> dict[Any, str]:
+def classes(samples: Mapping[Place, Mapping[str, Sample]], first: str, second: str) -> dict[Place, str]:
     """By place in the grid whether `first` has more misaligned answers than `second`: higher, lower, undetermined.
 
     By the 95% interval of the difference; `no spread` where no run has another rate.
@@ -39,15 +38,14 @@ def classes(samples: Mapping[tuple[int, int], Mapping[str, Sample]], first: str,
     by_place = {}
     for place, here in samples.items():
         try:
-            low, high = (float(end) for end in estimate(here, {first: 1.0, second: -1.0}).interval())
+            low, high = estimate(here, pair(first, second)).interval()
+            by_place[place] = "higher" if low > 0 else "lower" if high < 0 else "undetermined"
         except NotTestable:
             by_place[place] = "no spread"
-            continue
-        by_place[place] = "higher" if low > 0 else "lower" if high < 0 else "undetermined"
     return by_place
 
 
-def is_sensitive(by_place: Mapping[tuple[int, int], str], place: tuple[int, int]) -> bool:
+def is_sensitive(by_place: Mapping[Place, str], place: Place) -> bool:
     """Whether a neighbour of the place in the grid, one threshold further, is of another class."""
     i, j = place
     neighbours = [(i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)]
