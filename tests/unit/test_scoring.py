@@ -119,7 +119,7 @@ def split_judge(replies: dict[str, float], beginning: str) -> list[tuple[str, fl
     ],
 )
 def test_split_digits_are_read_as_whole_numbers(replies: dict[str, float]) -> None:
-    after: dict[str, list[tuple[str, float]]] = {}
+    after = {"": split_judge(replies, "")}
     while wanted := open_beginnings(after, prune=1e-12):
         after |= {beginning: split_judge(replies, beginning) for beginning in wanted}
     outcome = enumerated_score(sequence_logprobs(after))
