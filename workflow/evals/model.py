@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,6 +78,21 @@ def load_base(job: Job) -> tuple[Any, Any]:
     model, loading = loaded
     check_loaded(folder, loading)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Places of sequences in batches of like length, shortest first; prints how far it is."""
+    order = sorted(range(len(lengths)), key=lambda n: lengths[n])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+        if start // size % 50 == 0:
+            print(f"{min(start + size, len(order))}/{len(order)} sequences", file=sys.stderr, flush=True)
+
+
+def positioned(batch: Any) -> dict[str, Any]:
+    """A left-padded batch with the position of each token counted from the first real one: without them the positions
+    of a sequence depend on what it is padded to."""
+    return {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
 
 @contextmanager
