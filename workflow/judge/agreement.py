@@ -41,9 +41,9 @@ def panel_agreement(
     report = {}
     for metric in pairs[0][0] if pairs else ():
         scores = _scores(metric, pairs)
-        sides = [(is_positive(metric, a), is_positive(metric, b)) for a, b in scores]
+        sides = [[is_positive(metric, both[judge]) for both in scores] for judge in (0, 1)]
         difference = math.fsum(b - a for a, b in scores) / len(scores) if scores else None
-        report[metric] = {**_compare(metric, pairs), "kappa": kappa(sides), "difference": difference}
+        report[metric] = {**_compare(metric, pairs), "kappa": kappa(*sides), "difference": difference}
     return report
 
 
