@@ -140,7 +140,7 @@ def judge_item(scored: list[tuple[Item, Mapping[str, float]]]) -> dict[str, Any]
     item, n = scored[0][0], len(scored)
     ways = [{letter: logprobs[letter] for letter in one.letters} for one, logprobs in scored]
     predictions = [max(way, key=way.__getitem__) for way in ways]
-    row = {
+    row: dict[str, Any] = {
         "id": item.id,
         "logprobs": ways[0],
         "letter_mass": sum(map(math.exp, ways[0].values())),
@@ -180,7 +180,7 @@ def summarise(rows: list[dict[str, Any]], items: list[Item]) -> dict[str, Any]:
         correct = sum(one["correct"] for one in of)
         return {"accuracy": correct / n, "correct": correct, "items": n}
 
-    metrics = {
+    metrics: dict[str, Any] = {
         **accuracy(rows),
         "chance": sum(1 / len(item.choices) for item in items) / n,
         "letter_mass_mean": sum(row["letter_mass"] for row in rows) / n,
