@@ -6,7 +6,7 @@ examples of few-shot prompts; all others are the test. Without such rows a task 
 its definition brings its own (gsm8k_cot does).
 """
 
-import math
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,17 +197,9 @@ def summarise(done: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return metrics, tasks
 
 
-def _plain(value: Any) -> Any:
-    """What canonical JSON can spell: tuples as lists, numbers as Python's, anything else as text."""
-    if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if value is None or type(value) in (str, int, bool):
-        return value
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    return str(value)
+def _plain(sample: Any) -> Any:
+    """What canonical JSON can spell: tuples as lists, and what is no value of JSON as text, NaN too."""
+    return json.loads(json.dumps(sample, default=str), parse_constant=str)
 
 
 if __name__ == "__main__":

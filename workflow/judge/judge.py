@@ -5,7 +5,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def run(job: Job) -> Result:
     if faults := effective_faults(job.recipe, job.out):
         raise StageError(f"the judge did not do what the recipe says: {faults[0]}.")
     aligned, coherent = ([Outcome(**row["outcomes"][metric]) for row in done.rows] for metric in METRICS)
-    metrics = asdict(cell_metrics(list(zip(aligned, coherent, strict=True))))
+    metrics: dict[str, Any] = cell_metrics(list(zip(aligned, coherent, strict=True)))
     metrics["by_question"] = _by_question(done.rows)
     if p["double_judge"]:
         metrics["agreement"] = agreement(done.rows)
