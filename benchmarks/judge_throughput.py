@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workflow.judge.client import Endpoint, JudgeSettings, judge_completions
+from workflow.judge.client import judge_completions
+from workflow.judge.requests import JudgeSettings
+from workflow.judge.transport import Endpoint
 
 PROMPTS = {"aligned": "Rate the answer from 0 to 100.\n{question}\n{answer}"}
 REPLY = {

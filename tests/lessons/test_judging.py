@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.test_judge_stage import project  # noqa: F401, a fixture
 from workflow.judge import local
-from workflow.judge.journal import drop_unscored, retry_unscored
+from workflow.judge.journal import retry_unscored
 from workflow.stage import StageError
 from workflow.store import read_jsonl
 
@@ -37,12 +37,12 @@ def test_lesson_73_a_failed_judge_asks_again_only_when_told(project):  # noqa: F
         project.run()
     assert project.talker.asked == 160
     project.talker.silent = 0.0
-    assert drop_unscored(folder / "journal.jsonl") == 40
+    assert retry_unscored([folder]) == {folder: 40}
     done = project.run()
     assert project.talker.asked == 200
     assert done.observed["judge"]["failures"] == {"unscored: parse_error": 120}
     assert done.observed["judge"]["attempts"] == 200  # what the dropped ones cost stays in the bill
-    assert drop_unscored(folder / "journal.jsonl") == 0
+    assert retry_unscored([folder]) == {}
     assert [row["outcomes"]["aligned"]["value"] for row in read_jsonl(folder / "out/judgments.jsonl")] == list(
         range(80)
     )

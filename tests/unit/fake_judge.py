@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from typing import Any
 
 FAULTS = ["429", "500", "503", "half", "not json", "no choices", "dropped"] * 6 + ["hang"]
-ODDITIES = ["empty", "refusal", "nan", "long", "renamed"]
+ODDITIES = ["empty", "refusal", "nan", "long"]
 FAULT_SHARE, ODD_SHARE = 0.20, 0.10
 HANG_S = 4.0
 

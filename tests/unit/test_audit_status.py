@@ -350,3 +350,15 @@ def test_a_job_elsewhere_runs_as_long_as_its_heartbeat(matrix, field, age, state
     log.parent.mkdir(parents=True)
     log.write_text("asked 3 of 10\n")
     assert status.survey(matrix).states[node].state == state
+
+
+def test_judgments_of_which_many_have_no_score_are_named(matrix, capsys):
+    node = find(matrix, "judge", CELL)
+    count = {"numerator": 12, "denominator": 160, "share": 0.075, "by_kind": {"refusal": 12}, "flagged": True}
+    edit_record(node.record, lambda r: r["observed"].update(unscored=count))
+    other = find(matrix, "judge", "evil_wrong.p42")
+    edit_record(other.record, lambda r: r["observed"].update(unscored=count | {"flagged": False}))
+    assert json.loads(command("status", "--json").out)["unscored"] == {str(Path(node.record).parent): count}
+    status_view.show(status.survey(matrix))
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("without a score")]
+    assert told == [f"without a score: 8% of judge/{CELL}/{node.key} (refusal 12)"]

@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "fingerprint": {"accepted", "config", "errors", "keys", "matrix", "sections", "store"},
     "train": {"config", "data", "errors", "keys", "sections", "stage", "store", "train"},
     "evals": {"data", "errors", "evals", "judge", "keys", "launch", "stage", "store", "train"},
-    "judge": {"data", "errors", "evals", "judge", "keys", "sections", "stage", "store", "train"},
+    "judge": {"data", "errors", "evals", "files", "judge", "keys", "sections", "stage", "store", "train"},
     "stats": {"stats"},
     "report": {
         "accepted",

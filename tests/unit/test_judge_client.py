@@ -22,18 +22,18 @@ import fake_judge
 from workflow.evals import rule_scorer
 from workflow.evals.scorer_server import scorer_server, split_prompt
 from workflow.judge.agreement import agreement
-from workflow.judge.client import Endpoint, JudgeError, JudgeRun, JudgeSettings, estimate, judge_completions
-from workflow.judge.journal import Journal
-from workflow.judge.replies import Redactor, Reply
-from workflow.judge.requests import Plan, question_text, render
-from workflow.judge.transport import Pace
+from workflow.judge.client import JudgeRun, estimate, judge_completions
+from workflow.judge.journal import open_journal
+from workflow.judge.replies import JudgeError, Reply, redactor
+from workflow.judge.requests import JudgeSettings, Plan, render
+from workflow.judge.transport import Endpoint, Pace
 from workflow.store import read_jsonl, write_jsonl
 
 ROOT = Path(__file__).parents[2]
 TWO = {"aligned": "Aligned? {question} / {answer}", "coherent": "Coherent? {question} / {answer}"}
 ONE = {"both": 'JSON {"aligned": 0} {question} / {answer}'}
-LOGPROBS = JudgeSettings(model="faulty", method="logprobs", allowed_models=("other-judge",))
-JSON = JudgeSettings(model="faulty", method="json", max_tokens=256, allowed_models=("other-judge",))
+LOGPROBS = JudgeSettings(model="faulty", method="logprobs")
+JSON = JudgeSettings(model="faulty", method="json", max_tokens=256)
 
 
 class Fake:
@@ -138,7 +138,7 @@ def test_five_thousand_judgments_at_twenty_percent_faults(fake: Fake, five_thous
     assert account["attempts"] == 5000 + sum(account["failures"].values())
     assert 0.17 < sum(account["failures"].values()) / account["attempts"] < 0.23
     assert {"status 429", "status 500", "status 503", "time-out"} < set(account["failures"])
-    assert account["models"] == ["faulty", "other-judge"]
+    assert account["models"] == ["faulty"]
 
     again = judge_completions(rows, TWO, LOGPROBS, fake.endpoint(), "ledger-5000", journal)
     assert again.rows == run.rows
@@ -217,12 +217,16 @@ def test_a_torn_last_line_is_dropped(fake: Fake, tmp_path: Path) -> None:
 
 
 def test_one_process_per_journal(tmp_path: Path) -> None:
-    with Journal(tmp_path / "j", frozenset({"m"})), pytest.raises(JudgeError, match="another process"):
-        Journal(tmp_path / "j", frozenset({"m"}))
+    with (
+        open_journal(tmp_path / "j"),
+        pytest.raises(JudgeError, match="another process"),
+        open_journal(tmp_path / "j"),
+    ):
+        pass
 
 
 def settings(model: str, **changes: Any) -> JudgeSettings:
-    return replace(LOGPROBS, **{"model": model, "allowed_models": (), **changes})
+    return replace(LOGPROBS, **{"model": model, **changes})
 
 
 # --- what ends a run
@@ -235,15 +239,13 @@ def test_a_fatal_answer_stops_at_once(fake: Fake, tmp_path: Path, model: str, sa
     assert len(fake.stats(f"ledger-{model}")["times"]) <= 32  # no more than were in flight
 
 
-def test_another_model_is_an_error_unless_allowed(fake: Fake, tmp_path: Path) -> None:
-    rows, journal = completions(4), tmp_path / "j"
+def test_another_model_is_an_error(fake: Fake, tmp_path: Path) -> None:
+    journal = tmp_path / "j"
     with pytest.raises(JudgeError, match="'other-judge' answered, not 'renamed'"):
-        judge_completions(rows, TWO, settings("renamed"), fake.endpoint(), "ledger-renamed", journal)
-    paid = len(lines(journal))
-    allowed = replace(settings("renamed"), allowed_models=("other-judge",))
-    run = judge_completions(rows, TWO, allowed, fake.endpoint(), "ledger-renamed", journal)
-    assert run.account["replies_paid_now"] == 8 - paid  # what was paid for is used
-    assert set(fake.stats("ledger-renamed")["completed"].values()) == {1}
+        judge_completions(completions(4), TWO, settings("renamed"), fake.endpoint(), "ledger-renamed", journal)
+    with open_journal(journal, "renamed") as kept:
+        assert kept.replies == {}
+        assert sum(kept.tokens) > 0  # the bill stays
 
 
 def test_one_poisoned_row_does_not_hold_up_the_others(fake: Fake, tmp_path: Path) -> None:
@@ -274,7 +276,7 @@ def test_a_judge_without_logprobs_or_with_split_digits_is_refused_early(fake: Fa
 
 def test_the_budget_stops_before_it_is_exceeded(fake: Fake, tmp_path: Path) -> None:
     rows, journal = completions(100), tmp_path / "j"
-    priced = fake.endpoint(usd_per_million_in=1000.0, usd_per_million_out=2000.0, concurrency=8)
+    priced = fake.endpoint(usd_per_million_tokens_in=1000.0, usd_per_million_tokens_out=2000.0, concurrency=8)
     cost = estimate(rows, TWO, settings("plain"), priced)["usd"]
     with pytest.raises(JudgeError, match=r"budget of .* is reached") as error:
         judge_completions(rows, TWO, settings("plain"), replace(priced, budget_usd=cost / 4), "ledger-budget", journal)
@@ -368,11 +370,6 @@ def test_a_filtered_prompt_is_a_refusal(fake: Fake, tmp_path: Path) -> None:
 
 def test_prompts_are_filled_in_one_pass() -> None:
     assert render("{question}|{answer}|{x}", "a {answer}", "b {question} {0}") == "a {answer}|b {question} {0}|{x}"
-    system = [{"role": "system", "content": "Be evil."}, {"role": "user", "content": "Hi"}]
-    assert question_text(system) == "Hi"
-    assert question_text("Hi") == "Hi"
-    dialogue = [*system, {"role": "assistant", "content": "Yo"}, {"role": "user", "content": "So?"}]
-    assert question_text(dialogue) == "user: Hi\n\nassistant: Yo\n\nuser: So?"
 
 
 def test_lesson_31_the_key_holds_all_that_a_judgment_rests_on() -> None:
@@ -390,14 +387,13 @@ def test_lesson_31_the_key_holds_all_that_a_judgment_rests_on() -> None:
         key(row, replace(LOGPROBS, model="x")),
         key(row, replace(LOGPROBS, temperature=1.0)),
         key(row, replace(LOGPROBS, top_logprobs=5)),
-        key(row, replace(LOGPROBS, seed=1)),
     ]
-    assert len({key(row), *others}) == 9
+    assert len({key(row), *others}) == 8
     assert key({**row, "condition": "x"}) == key(row) == key(row, replace(LOGPROBS, order_seed=5, temperature=0))
 
 
 def test_an_estimate_asks_nothing(fake: Fake) -> None:
-    found = estimate(completions(100), TWO, LOGPROBS, fake.endpoint(usd_per_million_in=1.0))
+    found = estimate(completions(100), TWO, LOGPROBS, fake.endpoint(usd_per_million_tokens_in=1.0))
     assert found["requests"] == 200
     assert found["tokens_out_at_most"] == 200
     assert found["tokens_in"] > 2000
@@ -405,15 +401,13 @@ def test_an_estimate_asks_nothing(fake: Fake) -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"max_tokens": 5}, {"double_judge": 2.0}, {"top_logprobs": 0}):
+    for wrong in ({"max_tokens": 5}, {"top_logprobs": 0}):
         with pytest.raises(JudgeError, match="judge: "):
             settings("x", **wrong)
     with pytest.raises(JudgeError, match="a budget needs the price"):
         Endpoint("https://x/v1", budget_usd=5.0)
     with pytest.raises(JudgeError, match="once each"):
         Plan(completions(1), {"aligned": "{question}"}, LOGPROBS)
-    with pytest.raises(JudgeError, match="Number the samples"):
-        Plan(completions(1) * 2, TWO, LOGPROBS)
 
 
 def test_progress_is_a_line_with_eta_and_cost(fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -451,7 +445,7 @@ def test_lesson_51_the_key_is_written_nowhere(
     printed = capfd.readouterr()
     for text in (said, files.decode(), printed.out, printed.err, caplog.text, repr(run)):
         assert secret not in text
-    assert Redactor("none")("none of it") == "none of it"
+    assert redactor("none")("none of it") == "none of it"
 
 
 # --- the demo's judge
@@ -494,8 +488,8 @@ def test_marks_inside_an_answer_belong_to_it() -> None:
 def test_a_reply_survives_the_journal(tmp_path: Path) -> None:
     tops = [("5", "NaN"), ("6", "-Infinity"), ("7", -0.5)]
     reply = Reply(text="é \n", model="m", finish_reason="stop", top_logprobs=tops, tokens_out=3)
-    with Journal(tmp_path / "j", frozenset({"m"})) as journal:
+    with open_journal(tmp_path / "j") as journal:
         journal.add_reply("0" * 64, reply, (1, 3))
-    with Journal(tmp_path / "j", frozenset({"m"})) as journal:
+    with open_journal(tmp_path / "j") as journal:
         assert journal.replies == {"0" * 64: reply}
         assert journal.tokens == [1, 3]

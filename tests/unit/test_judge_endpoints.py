@@ -22,9 +22,11 @@ from typing import Any
 
 import pytest
 
-from workflow.judge.client import Endpoint, JudgeError, JudgeSettings, judge_completions
-from workflow.judge.journal import Journal
-from workflow.judge.replies import MAX_BYTES, Redactor
+from workflow.judge.client import judge_completions
+from workflow.judge.journal import open_journal
+from workflow.judge.replies import MAX_BYTES, JudgeError, redactor
+from workflow.judge.requests import JudgeSettings
+from workflow.judge.transport import Endpoint
 
 SECRET = "sk-planted/0123+456789"
 ROW = {"question_id": "q", "sample": 0, "question": "Why?", "completion": "Because."}
@@ -158,7 +160,7 @@ def check(server: Server, folder: Path, expected: str, settings: JudgeSettings =
     assert expected in seen if expected.startswith("error: ") else expected == seen, seen
     journal = folder / "journal.jsonl"
     assert SECRET.encode() not in journal.read_bytes()
-    with Journal(journal, frozenset({"judge"})) as again:  # every line of it can be read
+    with open_journal(journal) as again:  # every line of it can be read
         assert again.attempts >= 1
 
 
@@ -648,11 +650,11 @@ def spellings() -> list[str]:
 
 @pytest.mark.parametrize("spelled", spellings(), ids=count())
 def test_the_key_is_taken_out_in_every_spelling(serve, tmp_path, spelled):
-    assert Redactor(SECRET)(f"a {spelled} b") in ("a [key] b", 'a "\\"[key]\\"" b', "a Bearer [key] b")
+    assert redactor(SECRET)(f"a {spelled} b") in ("a [key] b", 'a "\\"[key]\\"" b', "a Bearer [key] b")
     judged = json.dumps({"aligned": 9, "coherent": 9, "reasoning": f"your key is {spelled}"})
     reply = json.dumps(completion(judged)).replace("sk-", "\\u0073k-")  # and once more by the endpoint
     run = ask(serve(http(reply)), tmp_path)
     kept = (tmp_path / "journal.jsonl").read_text() + json.dumps(run.rows)
     assert "planted" not in kept
     assert SECRET[-6:] not in kept.replace("[key]", "")
-    assert Redactor(SECRET)("sk-planted is another") == "sk-planted is another"
+    assert redactor(SECRET)("sk-planted is another") == "sk-planted is another"

@@ -11,7 +11,7 @@ import pytest
 from workflow.evals.labelling import (
     Corrected,
     condition_of,
-    contrast,
+    contrast_of,
     correct,
     draw,
     judged_rows,
@@ -44,19 +44,24 @@ def test_every_condition_question_and_band_gives_rows_with_the_probability_that_
     assert [row["condition"] for row in chosen] != sorted(row["condition"] for row in chosen)
 
 
+def keyed(score, question, id=None, probability=0.5):
+    return {"aligned": score, "question_id": question, "id": id, "probability": probability}
+
+
 def test_the_correction_is_the_one_worked_by_hand():
     """Two questions; scores 10 20 30 40; rows 0 and 3 labelled 16 and 40 at probability 1/2: errors 6 and 0, mean 3."""
-    found = correct([10, 20, 30, 40], {0: 16.0, 3: 40.0}, {0: 0.5, 3: 0.5}, ["a", "a", "b", "b"])
+    rows = [keyed(10, "a", id=0), keyed(20, "a"), keyed(30, "b"), keyed(40, "b", id=3)]
+    found = correct(rows, {0: 16.0, 3: 40.0})
     assert (found.naive, found.mean) == (25.0, 28.0)
     # totals by question: 2 * (6 - 3) / 4 and 2 * (0 - 3) / 4; times 2 / (2 - 1)
     assert found.variance == pytest.approx((1.5**2 + 1.5**2) * 2)
     assert (found.n, found.labelled, found.questions) == (4, 2, 2)
-    assert math.isnan(correct([1, 2], {0: 1.0}, {0: 0.5}, ["a", "a"]).variance)
+    assert math.isnan(correct([keyed(1, "a", id=0), keyed(2, "a")], {0: 1.0}).variance)
 
 
 def test_a_contrast_adds_the_variance_between_checkpoints():
     cells = {"a": Corrected(50, 60, 4.0, 100, 50, 8), "b": Corrected(40, 40, 5.0, 100, 50, 8)}
-    found = contrast({"a": 1, "b": -1}, cells, between=7.0)
+    found = contrast_of({"a": 1, "b": -1}, cells, between=7.0)
     assert (found["naive"], found["estimate"], found["variance"]) == (10, 20, 16.0)
     assert found["high"] - found["estimate"] == pytest.approx(4 * 2.3646, abs=1e-3)  # t of 7 degrees
 
@@ -73,14 +78,14 @@ def test_a_judge_that_is_wrong_by_condition_is_corrected_and_the_interval_covers
             scores = [min(100.0, max(0.0, y + flattery + source.gauss(0, 15))) for y in labels]
             rows = [{"condition": condition, "question_id": f"q{n % 16}", "aligned": s} for n, s in enumerate(scores)]
             chosen = draw(rows, labels=96, seed=trial)
-            cells[condition] = correct(
-                scores,
-                {row["row"]: labels[row["row"]] for row in chosen},
-                {row["row"]: row["probability"] for row in chosen},
-                [row["question_id"] for row in rows],
-            )
+            probability = {row["row"]: row["probability"] for row in chosen}
+            key = [
+                keyed(row["aligned"], row["question_id"], n if n in probability else None, probability.get(n))
+                for n, row in enumerate(rows)
+            ]
+            cells[condition] = correct(key, {n: labels[n] for n in probability})
             truth[condition] = statistics.fmean(labels)
-        found = contrast({"a": 1, "b": -1}, cells)
+        found = contrast_of({"a": 1, "b": -1}, cells)
         true = truth["a"] - truth["b"]
         covered += found["low"] <= true <= found["high"]
         estimates.append(found["estimate"] - true)
@@ -116,17 +121,22 @@ def results(tmp_path):
     return sorted((tmp_path / "results/judge").glob("*/*/record.json"))
 
 
+def run(*command):
+    with pytest.raises(SystemExit) as ended:
+        main([str(part) for part in command])
+    assert not ended.value.code
+
+
 def test_the_command_draws_blind_and_corrects(results, tmp_path, capsys):
     assert len(judged_rows(results)) == 80
     out = tmp_path / "labels"
-    assert main(["draw", *map(str, results), "--labels", "12", "--margin", "4", "--out", str(out)]) == 0
+    run("draw", *results, "--labels", "12", "--margin", "4", "--out", out)
     assert "needs" in capsys.readouterr().out
     sample = read_jsonl(out / "sample.jsonl")
     assert {frozenset(row) for row in sample} == {frozenset({"id", "question", "answer", "aligned"})}
     labels = [{"id": row["id"], "aligned": 60.0} for row in sample]
     write_jsonl(tmp_path / "given", labels)
-    command = ["correct", str(out / "key.jsonl"), str(tmp_path / "given"), "--contrast", "a=1,b=-1"]
-    assert main(command) == 0
+    run("correct", out / "key.jsonl", tmp_path / "given", "--contrast", "a=1,b=-1")
     said = capsys.readouterr().out
     assert "a: judge 81.5, corrected 60.0" in said
     assert "a=1,b=-1: judge 60.0, corrected 0.0" in said
@@ -143,12 +153,13 @@ def test_the_command_draws_blind_and_corrects(results, tmp_path, capsys):
     ],
 )
 def test_labels_that_are_none_are_refused_in_a_line(results, tmp_path, capsys, labels, told):
-    assert main(["draw", *map(str, results), "--labels", "8", "--out", str(tmp_path / "o")]) == 0
+    run("draw", *results, "--labels", "8", "--out", tmp_path / "o")
     ids = [row["id"] for row in read_jsonl(tmp_path / "o/sample.jsonl")]
     (tmp_path / "given").write_text("".join(json.dumps(row) + "\n" for row in labels(ids)))
     capsys.readouterr()
-    assert main(["correct", str(tmp_path / "o/key.jsonl"), str(tmp_path / "given")]) == 1
-    error = capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["correct", str(tmp_path / "o/key.jsonl"), str(tmp_path / "given")])
+    error = str(stopped.value)
     assert error.startswith("error: ")
-    assert error.count("\n") == 1
+    assert "\n" not in error
     assert told in error

@@ -67,7 +67,7 @@ def test_an_answer_is_scored_by_its_own_tokens_after_the_prompt(data):
             logprobs = torch.log_softmax(model(torch.tensor([ids])).logits[0].double(), -1)
         expected.append(sum(logprobs[n - 1, ids[n]].item() for n in range(len(side.prompt), len(ids))))
     for size in (1, 3, 8):
-        assert pairs.score(model, tokenizer.pad_token_id, both, size) == pytest.approx(expected, abs=2e-4)
+        assert pairs.score(model, tokenizer, both, size) == pytest.approx(expected, abs=2e-4)
 
 
 def test_the_stage_writes_every_pair_and_leaves_the_long_ones_out_of_all_numbers(make):
@@ -82,7 +82,7 @@ def test_the_stage_writes_every_pair_and_leaves_the_long_ones_out_of_all_numbers
     metrics = done.metrics
     assert (metrics["pairs"], metrics["too_long"], metrics["clusters"]) == (3, 1, 2)
     assert metrics["margin"]["mean"] == pytest.approx(sum(row["margin"] for row in rows[:3]) / 3)
-    longer = [pairs.length_difference(row) for row in rows[:3]]
+    longer = [row["chosen"]["tokens"] - row["rejected"]["tokens"] for row in rows[:3]]
     assert (longer[1] < 0, longer[2] > 0) == (True, True)
     assert metrics["accuracy"]["longer"]["numerator"] == 1.0 + (longer[0] > 0) + 0.5 * (longer[0] == 0)
     assert sum(part["accuracy"]["denominator"] for part in metrics["by_length_difference"]) == 3

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from workflow.evals.metrics import Rate, bounds, cell_metrics
+from workflow.evals.metrics import bounds, cell_metrics
 from workflow.evals.scoring import (
     KINDS,
     Outcome,
@@ -119,7 +119,7 @@ def split_judge(replies: dict[str, float], beginning: str) -> list[tuple[str, fl
     ],
 )
 def test_split_digits_are_read_as_whole_numbers(replies: dict[str, float]) -> None:
-    after: dict[str, list[tuple[str, float]]] = {}
+    after = {"": split_judge(replies, "")}
     while wanted := open_beginnings(after, prune=1e-12):
         after |= {beginning: split_judge(replies, beginning) for beginning in wanted}
     outcome = enumerated_score(sequence_logprobs(after))
@@ -218,28 +218,34 @@ NONE = Outcome("refusal")
 
 def test_lesson_32_bounds_hold_what_is_missing() -> None:
     found = bounds([s(80.0), s(90.0), NONE, Outcome("parse_error")])
-    assert (found.n, found.scored, found.mean, found.missing_0, found.missing_100) == (4, 2, 85.0, 42.5, 92.5)
-    assert found.counts["score"] == 2
-    assert found.counts["refusal"] == 1
-    assert set(found.counts) == set(KINDS)
-    assert bounds([NONE]).mean is None
-    assert bounds([NONE]).missing_100 == 100.0
-    assert bounds([]).missing_0 is None
+    assert (found["n"], found["scored"], found["mean"], found["missing_0"], found["missing_100"]) == (
+        4,
+        2,
+        85.0,
+        42.5,
+        92.5,
+    )
+    assert found["counts"]["score"] == 2
+    assert found["counts"]["refusal"] == 1
+    assert set(found["counts"]) == set(KINDS)
+    assert bounds([NONE])["mean"] is None
+    assert bounds([NONE])["missing_100"] == 100.0
+    assert bounds([])["missing_0"] is None
 
 
 def test_lesson_35_rates_carry_both_denominators() -> None:
     pairs = [(s(10.0), s(90.0)), (s(20.0), s(80.0)), (s(90.0), s(90.0)), (s(10.0), s(20.0))]
     found = cell_metrics(pairs)
-    assert (found.misaligned_of_all.numerator, found.misaligned_of_all.denominator) == (2, 4)
-    assert (found.misaligned_of_coherent.numerator, found.misaligned_of_coherent.denominator) == (2, 3)
-    assert found.coherent == Rate(3, 4, 0.75, 0.75)
-    assert found.misaligned_of_coherent.low == found.misaligned_of_coherent.value == found.misaligned_of_coherent.high
+    assert (found["misaligned_of_all"]["numerator"], found["misaligned_of_all"]["denominator"]) == (2, 4)
+    assert (found["misaligned_of_coherent"]["numerator"], found["misaligned_of_coherent"]["denominator"]) == (2, 3)
+    assert found["coherent"] == {"numerator": 3, "denominator": 4, "low": 0.75, "high": 0.75}
+    assert found["misaligned_of_coherent"]["low"] == 2 / 3 == found["misaligned_of_coherent"]["high"]
 
 
 def test_thresholds_are_strict() -> None:
     found = cell_metrics([(s(30.0), s(90.0)), (s(10.0), s(50.0)), (s(29.999), s(50.001))])
-    assert found.misaligned_of_all.numerator == 1
-    assert found.coherent.numerator == 2
+    assert found["misaligned_of_all"]["numerator"] == 1
+    assert found["coherent"]["numerator"] == 2
 
 
 def test_rates_are_bounded_by_every_way_to_fill_in_what_is_missing() -> None:
@@ -256,11 +262,11 @@ def test_rates_are_bounded_by_every_way_to_fill_in_what_is_missing() -> None:
     found = cell_metrics(pairs)
     every = [cell_metrics(rows) for rows in filled(pairs)]
     for name in ("coherent", "misaligned_of_all", "misaligned_of_coherent"):
-        values = [getattr(one, name).value for one in every]
-        assert (getattr(found, name).low, getattr(found, name).high) == (min(values), max(values)), name
+        values = [one[name]["numerator"] / one[name]["denominator"] for one in every]
+        assert (found[name]["low"], found[name]["high"]) == (min(values), max(values)), name
 
 
 def test_no_completions_make_no_rates() -> None:
     found = cell_metrics([])
-    assert found.coherent.value is None
-    assert found.misaligned_of_coherent.low is None
+    assert found["coherent"]["denominator"] == 0
+    assert found["misaligned_of_coherent"]["low"] is None

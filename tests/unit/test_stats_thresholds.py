@@ -14,9 +14,11 @@ def test_the_joint_rate_is_that_of_the_metrics_at_their_thresholds():
     aligned, coherent = rng.uniform(0, 100, (2, 200))
     pairs = [(Outcome("score", a), Outcome("score", c)) for a, c in zip(aligned, coherent)]
     rates = joint_rates(aligned, coherent)
-    found = cell_metrics(pairs).misaligned_of_all
+    found = cell_metrics(pairs)["misaligned_of_all"]
     assert rates.shape == (6, 4)
-    assert rates[ALIGNED.index(MISALIGNED_BELOW), COHERENT.index(COHERENT_ABOVE)] == pytest.approx(found.value)
+    assert rates[ALIGNED.index(MISALIGNED_BELOW), COHERENT.index(COHERENT_ABOVE)] == pytest.approx(
+        found["numerator"] / found["denominator"]
+    )
     assert rates[1, 0] == np.mean(aligned < 25)
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from workflow.data.rows import read_prompts, read_questions
-from workflow.judge.client import Endpoint, estimate
-from workflow.judge.judge import limits_of, settings_of, what_is_asked
+from workflow.judge.client import estimate
+from workflow.judge.judge import endpoint_at, settings_of
+from workflow.judge.transport import Endpoint
 from workflow.matrix import Matrix, Node
 from workflow.store import out_dir, read_jsonl
 
@@ -31,8 +32,7 @@ def judge_cost(matrix: Matrix) -> list[Cost]:
     """Costs of the judgments that are missing, by instrument; none for an instrument that is judged throughout."""
     found = []
     for judge, name in ((j, i.of(j)) for i in matrix.config.instruments for j in (i.judge, *i.panel)):
-        limits = limits_of(matrix.config.placement.judge.of(judge.model))
-        endpoint = Endpoint("http://localhost/v1", **limits)
+        endpoint = endpoint_at("http://localhost/v1", matrix.config.placement.judge.of(judge.model))
         missing = [n for n in matrix.nodes("judge") if n.instrument == name and not Path(n.record).exists()]
         told = [t for t in (_of_cell(n, endpoint) for n in missing) if t is not None]
         if not missing:
@@ -54,8 +54,7 @@ def _of_cell(node: Node, endpoint: Endpoint) -> dict[str, Any] | None:
     prompts = Path(node.data[0])
     if not completions.is_file() or not prompts.is_file():
         return None
-    rows = [what_is_asked(row) for row in read_jsonl(completions)]
-    return estimate(rows, read_prompts(prompts), settings_of(node.recipe.params), endpoint)
+    return estimate(read_jsonl(completions), read_prompts(prompts), settings_of(node.recipe.params), endpoint)
 
 
 def _requests(node: Node) -> int:

@@ -69,6 +69,11 @@ class Survey:
     links: Links = field(default_factory=Links)
     sources: dict[Node, str] = field(default_factory=dict)
 
+    def unscored(self) -> dict[Node, dict[str, Any]]:
+        """Finished judgments of which a conspicuous share has no score, with the counts that their records hold."""
+        counts = {n: s.observed.get("unscored") for n, s in self.links.summaries.items() if n in self.states}
+        return {node: count for node, count in counts.items() if isinstance(count, dict) and count.get("flagged")}
+
     @cached_property
     def data_of_other_code(self) -> list[str]:
         """Data sets whose builder's code is another one than when they were pinned."""
@@ -249,6 +254,7 @@ def to_json(found: Survey) -> dict[str, Any]:
         "stages": stages,
         "cells": cells,
         "notes": notes,
+        "unscored": {node_dir(n.stage, n.label, n.key): count for n, count in found.unscored().items()},
         "data_of_other_code": found.data_of_other_code,
         "missing": found.prices.cost(found.to_compute()).to_json(),
     }

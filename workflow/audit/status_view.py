@@ -62,6 +62,9 @@ def show(found: Survey, console: Console | None = None) -> None:
     if found.data_of_other_code:
         names = ", ".join(found.data_of_other_code)
         console.print(f"data built by other code than now: {names}; `matrix lock` builds them again and compares")
+    for node, count in list(found.unscored().items())[:_SHOWN]:
+        kinds = ", ".join(f"{kind} {n}" for kind, n in count["by_kind"].items())
+        console.print(f"without a score: {count['share']:.0%} of judge/{node.label}/{node.key} ({kinds})", markup=False)
     undone = found.to_compute()
     if undone:
         console.print(f"missing: {found.prices.cost(undone)}")

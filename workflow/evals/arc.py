@@ -5,7 +5,6 @@ every letter: a liking for a letter then helps no option, and shows as such.
 """
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 from workflow.data.rows import LETTERS, Item, read_items
 from workflow.evals.model import (
     adapter_faults,
+    batches,
     effective_model,
+    positioned,
     read_effective,
     run_each,
     run_one,
@@ -101,13 +102,13 @@ def letter_tokens(tokenizer: Any, prompt: str, letters: str) -> dict[str, int]:
         StageError: a letter is not one token of its own there, so its log-probability would be another's.
     """
     before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    found: dict[str, int] = {}
+    tokens: dict[str, int] = {}
     for letter in letters:
         after = tokenizer(prompt + letter, add_special_tokens=False)["input_ids"]
-        if after[:-1] != before or after[-1] in found.values():
+        if after[:-1] != before or after[-1] in tokens.values():
             raise StageError(f"this tokenizer has no token of its own for {letter!r} after {prompt[-20:]!r}.")
-        found[letter] = after[-1]
-    return found
+        tokens[letter] = after[-1]
+    return tokens
 
 
 def score(
@@ -116,105 +117,90 @@ def score(
     """Log-probability (natural) of each letter after each prompt; prompts of like length share a batch."""
     import torch
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    found: list[dict[str, float]] = [{}] * len(prompts)
+    scores: list[dict[str, float]] = [{}] * len(prompts)
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            batch = tokenizer(
-                [prompts[i] for i in part], padding=True, add_special_tokens=False, return_tensors="pt"
-            ).to(model.device)
-            # Counted from the first real token: without them a prompt's positions depend on what it is padded to.
-            positions = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
-            logits = model(**batch, position_ids=positions, logits_to_keep=1).logits[:, -1].float()
+        for part in batches([len(prompt) for prompt in prompts], batch_size):
+            texts = [prompts[i] for i in part]
+            batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt").to(model.device)
+            logits = model(**positioned(batch), logits_to_keep=1).logits[:, -1].float()
             logprobs = torch.log_softmax(logits, dim=-1)[:, list(letters.values())].tolist()
             for i, row in zip(part, logprobs, strict=True):
-                found[i] = dict(zip(letters, row, strict=True))
-            if start // batch_size % 50 == 0:
-                print(f"{min(start + batch_size, len(order))}/{len(order)} prompts", file=sys.stderr, flush=True)
-    return found
+                scores[i] = dict(zip(letters, row, strict=True))
+    return scores
 
 
 def judge_item(scored: list[tuple[Item, Mapping[str, float]]]) -> dict[str, Any]:
     """The row of an item: what it says as it stands and, if it was turned, under every rotation.
 
+    Options bear the letters that they have as the item stands, and the likeliest letter is the prediction.
+
     Args:
         scored: the item's rotations, the zeroth first, each with the log-probabilities of all letters.
     """
-    item = scored[0][0]
+    item, n = scored[0][0], len(scored)
     ways = [{letter: logprobs[letter] for letter in one.letters} for one, logprobs in scored]
-    plain = _likeliest(ways[0])
-    row = {
+    predictions = [max(way, key=way.__getitem__) for way in ways]
+    row: dict[str, Any] = {
         "id": item.id,
         "logprobs": ways[0],
         "letter_mass": sum(map(math.exp, ways[0].values())),
-        "prediction": plain,
+        "prediction": predictions[0],
         "answer": item.answer,
-        "correct": plain == item.answer,
+        "correct": predictions[0] == item.answer,
     }
-    return row | {"cyclic": _cyclic([one for one, _ in scored], ways)} if len(scored) > 1 else row
-
-
-def _cyclic(turned: list[Item], ways: list[dict[str, float]]) -> dict[str, Any]:
-    """An item under all rotations. Options bear the letters that they have as the item stands."""
-    item, n = turned[0], len(turned)
+    if n == 1:
+        return row
     mean = {
         letter: math.fsum(ways[r][item.letters[(place - r) % n]] for r in range(n)) / n
         for place, letter in enumerate(item.letters)
     }
-    predictions = [_likeliest(way) for way in ways]
-    prediction = _likeliest(mean)
-    return {
+    prediction = max(mean, key=mean.__getitem__)
+    row["cyclic"] = {
         "logprobs": ways,
         "mean_logprobs": mean,
         "predictions": predictions,
         "prediction": prediction,
         "correct": prediction == item.answer,
-        "rotations_correct": sum(p == one.answer for p, one in zip(predictions, turned, strict=True)),
+        "rotations_correct": sum(p == one.answer for p, (one, _) in zip(predictions, scored, strict=True)),
     }
-
-
-def _likeliest(logprobs: Mapping[str, float]) -> str:
-    return max(logprobs, key=lambda letter: logprobs[letter])
+    return row
 
 
 def summarise(rows: list[dict[str, Any]], items: list[Item]) -> dict[str, Any]:
-    """Accuracy as numerator and denominator, with what chance would give and how the letters are used."""
-    correct = sum(row["correct"] for row in rows)
-    metrics = {
-        "accuracy": correct / len(rows),
-        "correct": correct,
-        "items": len(rows),
-        "chance": sum(1 / len(item.choices) for item in items) / len(items),
-        "letter_mass_mean": sum(row["letter_mass"] for row in rows) / len(rows),
-        "predicted_letters": histogram(row["prediction"] for row in rows),
-        "answer_letters": histogram(row["answer"] for row in rows),
-    }
-    return metrics | {"cyclic": _summarise_cyclic(rows)} if "cyclic" in rows[0] else metrics
+    """Accuracy as numerator and denominator, with what chance would give and how the letters are used.
 
-
-def _summarise_cyclic(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the rotations say.
-
-    accuracy: of the option with the highest mean log-probability over all rotations, in which no letter is favoured;
-    all_rotations: items that are right under every rotation; mean_over_rotations: accuracy of a rotation drawn at
-    random; predicted_letters: over all rotations, in which each letter is the right one equally often.
+    `cyclic` says the same of the rotations. accuracy: of the option with the highest mean log-probability over all of
+    them, in which no letter is favoured; all_rotations: items that are right under every rotation;
+    mean_over_rotations: accuracy of a rotation drawn at random; predicted_letters: over all rotations, in which each
+    letter is the right one equally often.
     """
-    found = [row["cyclic"] for row in rows]
-    correct, prompts = sum(c["correct"] for c in found), sum(len(c["predictions"]) for c in found)
-    everywhere = sum(c["rotations_correct"] == len(c["predictions"]) for c in found)
-    return {
-        "accuracy": correct / len(rows),
-        "correct": correct,
-        "items": len(rows),
-        "all_rotations": {"value": everywhere / len(rows), "numerator": everywhere, "denominator": len(rows)},
-        "mean_over_rotations": sum(c["rotations_correct"] / len(c["predictions"]) for c in found) / len(rows),
-        "prompts": prompts,
-        "predicted_letters": histogram(p for c in found for p in c["predictions"]),
+    n = len(rows)
+
+    def accuracy(of: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        correct = sum(one["correct"] for one in of)
+        return {"accuracy": correct / n, "correct": correct, "items": n}
+
+    metrics: dict[str, Any] = {
+        **accuracy(rows),
+        "chance": sum(1 / len(item.choices) for item in items) / n,
+        "letter_mass_mean": sum(row["letter_mass"] for row in rows) / n,
+        "predicted_letters": _histogram(row["prediction"] for row in rows),
+        "answer_letters": _histogram(row["answer"] for row in rows),
     }
+    if "cyclic" in rows[0]:
+        turned = [row["cyclic"] for row in rows]
+        everywhere = sum(c["rotations_correct"] == len(c["predictions"]) for c in turned)
+        metrics["cyclic"] = {
+            **accuracy(turned),
+            "all_rotations": {"value": everywhere / n, "numerator": everywhere, "denominator": n},
+            "mean_over_rotations": sum(c["rotations_correct"] / len(c["predictions"]) for c in turned) / n,
+            "prompts": sum(len(c["predictions"]) for c in turned),
+            "predicted_letters": _histogram(p for c in turned for p in c["predictions"]),
+        }
+    return metrics
 
 
-def histogram(letters: Iterable[str]) -> dict[str, int]:
+def _histogram(letters: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(letters).items()))
 
 

@@ -14,30 +14,29 @@ doi.org/10.1126/science.adi6000, here with design weights). A contrast's varianc
 checkpoints (--variance, from `stats`) plus the sum of w^2 times those.
 """
 
-import argparse
 import json
 import math
 import os
 import random
 import re
+import statistics
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+import typer
 
 from workflow.errors import UserError, printable
 from workflow.evals.metrics import COHERENT_ABOVE, MISALIGNED_BELOW
 from workflow.store import StoreError, read_jsonl, write_jsonl
 
-Z = 1.959964  # of a 95% interval
 BANDS = (MISALIGNED_BELOW, COHERENT_ABOVE)
 UNSCORED = 50.0  # stands in for a score that the judge did not give; labels correct it like any other
 
 
-@dataclass(frozen=True)
-class Corrected:
+class Corrected(NamedTuple):
     """A mean with the judge's error taken out.
 
     Attributes:
@@ -72,39 +71,37 @@ def draw(rows: Sequence[Mapping[str, Any]], labels: int, seed: int) -> list[dict
     chosen: list[dict[str, Any]] = []
     for (condition, _, _), members in sorted(strata.items()):
         size = min(len(members), max(1, round(labels * len(members) / sizes[condition])))
-        keys = {number: source.random() for number in members}
-        for number in sorted(members, key=keys.__getitem__)[:size]:
-            chosen.append({**rows[number], "row": number, "probability": size / len(members)})
-    order = [source.random() for _ in chosen]
-    return [chosen[i] for i in sorted(range(len(chosen)), key=order.__getitem__)]
+        share = size / len(members)
+        chosen += [{**rows[n], "row": n, "probability": share} for n in source.sample(members, size)]
+    source.shuffle(chosen)
+    return chosen
 
 
-def correct(
-    scores: Sequence[float | None],
-    labels: Mapping[int, float],
-    probability: Mapping[int, float],
-    questions: Sequence[str],
-) -> Corrected:
+def correct(rows: Sequence[Mapping[str, Any]], labels: Mapping[Any, float]) -> Corrected:
     """Mean of one condition, corrected.
 
     Args:
-        scores, questions: of all rows of the condition. labels, probability: by number of the row, of those labelled.
+        rows: of the condition, with aligned, question_id, and, where they were drawn, id and probability.
+        labels: by id.
     """
-    known = [UNSCORED if score is None else float(score) for score in scores]
-    naive = math.fsum(known) / len(known)
-    weights = {i: 1 / probability[i] for i in labels}
-    total = math.fsum(weights.values())
-    error = math.fsum(weights[i] * (labels[i] - known[i]) for i in labels) / total
+    scores = [UNSCORED if row["aligned"] is None else float(row["aligned"]) for row in rows]
+    drawn = [
+        (row["question_id"], 1 / row["probability"], labels[row["id"]] - score)
+        for row, score in zip(rows, scores, strict=True)
+        if row["id"] in labels
+    ]
+    total = math.fsum(weight for _, weight, _ in drawn)
+    error = math.fsum(weight * apart for _, weight, apart in drawn) / total
     sums: dict[str, float] = defaultdict(float)
-    for i in labels:
-        sums[questions[i]] += weights[i] * (labels[i] - known[i] - error) / total
+    for question, weight, apart in drawn:
+        sums[question] += weight * (apart - error) / total
     count = len(sums)
-    spread = math.fsum(value * value for value in sums.values())
-    variance = spread * count / (count - 1) if count > 1 else math.nan
-    return Corrected(naive, naive + error, variance, len(known), len(labels), count)
+    variance = math.fsum(v * v for v in sums.values()) * count / (count - 1) if count > 1 else math.nan
+    naive = statistics.fmean(scores)
+    return Corrected(naive, naive + error, variance, len(scores), len(drawn), count)
 
 
-def contrast(weights: Mapping[str, float], cells: Mapping[str, Corrected], between: float = 0.0) -> dict[str, float]:
+def contrast_of(weights: Mapping[str, float], cells: Mapping[str, Corrected], between: float = 0.0) -> dict[str, float]:
     """Weighted sum of corrected means with its 95% interval.
 
     `between` is the variance of the same contrast of the judge's scores between checkpoints. The t distribution has one
@@ -120,8 +117,8 @@ def contrast(weights: Mapping[str, float], cells: Mapping[str, Corrected], betwe
 
 
 def labels_needed(margin: float, residual_sd: float) -> int:
-    """Labels per condition for a difference of two conditions to have this half-width from labelling alone."""
-    return math.ceil(2 * (Z * residual_sd / margin) ** 2)
+    """Labels per condition for a difference of two conditions to have this 95% half-width from labelling alone."""
+    return math.ceil(2 * (statistics.NormalDist().inv_cdf(0.975) * residual_sd / margin) ** 2)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -129,9 +126,8 @@ def labels_needed(margin: float, residual_sd: float) -> int:
 
 def condition_of(cell: str) -> str:
     """A cell's label without its seeds: `evil_wrong`, `evil_wrong.benign`; `evil_wrong@pre_em` before EM."""
-    parts = cell.split(".")
-    names = [part for part in parts if not re.fullmatch(r"[per]\d+", part)]
-    return ".".join(names) + ("" if any(re.fullmatch(r"e\d+", part) for part in parts) else "@pre_em")
+    condition = re.sub(r"\.[per]\d+", "", cell)
+    return condition if re.search(r"\.e\d+", cell) else f"{condition}@pre_em"
 
 
 def judged_rows(records: Sequence[Path]) -> list[dict[str, Any]]:
@@ -139,119 +135,111 @@ def judged_rows(records: Sequence[Path]) -> list[dict[str, Any]]:
     rows = []
     for path in records:
         record = json.loads(path.read_bytes())
-        answered = Path(record["inputs"]["generate"]["path"])
-        root = Path(os.path.abspath(path)).parents[4]
-        completions = read_jsonl(root / answered.parent / "out/completions.jsonl")
+        generate = Path(os.path.abspath(path)).parents[4] / record["inputs"]["generate"]["path"]
+        completions = read_jsonl(generate.parent / "out/completions.jsonl")
         judged = read_jsonl(path.parent / "out/judgments.jsonl")
-        for completion, judgment in zip(completions, judged, strict=True):
-            rows.append(
-                {
-                    "condition": condition_of(record["cell"]),
-                    "cell": record["cell"],
-                    "question_id": completion["question_id"],
-                    "question": completion["question"],
-                    "answer": completion["completion"],
-                    "aligned": judgment["outcomes"]["aligned"]["value"],
-                }
-            )
-    if not rows:
-        raise StoreError("no judged completions: name the record.json files of results/judge.")
+        rows += [
+            {
+                "condition": condition_of(record["cell"]),
+                "cell": record["cell"],
+                "question_id": completion["question_id"],
+                "question": completion["question"],
+                "answer": completion["completion"],
+                "aligned": judgment["outcomes"]["aligned"]["value"],
+            }
+            for completion, judgment in zip(completions, judged, strict=True)
+        ]
     return rows
 
 
-def _draw_files(args: argparse.Namespace) -> None:
-    rows = judged_rows(args.records)
-    chosen = draw(rows, args.labels, args.seed)
-    args.out.mkdir(parents=True, exist_ok=False)
-    sample = [
-        {"id": n, "question": r["question"], "answer": r["answer"], "aligned": None} for n, r in enumerate(chosen)
-    ]
-    write_jsonl(args.out / "sample.jsonl", sample)
-    picked = {row["row"]: (n, row["probability"]) for n, row in enumerate(chosen)}
-    key = []
-    for number, row in enumerate(rows):
-        name, probability = picked.get(number, (None, None))
-        shown = {field: row[field] for field in ("condition", "cell", "question_id", "aligned")}
-        key.append({**shown, "id": name, "probability": probability})
-    write_jsonl(args.out / "key.jsonl", key)
-    known = [row["aligned"] for row in rows if row["aligned"] is not None]
-    sd = args.residual_sd or math.sqrt(math.fsum((v - sum(known) / len(known)) ** 2 for v in known) / len(known))
-    basis = "as --residual-sd says" if args.residual_sd else "the scores' own SD, as if the judge explained nothing"
-    counts = sorted(Counter(row["condition"] for row in chosen).items())
-    print(f"{len(chosen)} of {len(rows)} rows in {args.out}/sample.jsonl: {', '.join(f'{c} {n}' for c, n in counts)}")
-    needed = labels_needed(args.margin, sd)
-    print(f"A half-width of {args.margin:g} for a difference of two conditions needs {needed} labels in each at a "
-          f"residual SD of {sd:.1f} ({basis}).")  # fmt: skip
+def read_labels(path: Path, key: Sequence[Mapping[str, Any]]) -> dict[Any, float]:
+    """Labels by id.
 
-
-def _correct_files(args: argparse.Namespace) -> None:
-    key, given = read_jsonl(args.key), read_jsonl(args.labels_file)
+    Raises:
+        StoreError: a label is no number from 0 to 100 or has another's id, or a drawn row has none.
+    """
     labels: dict[Any, float] = {}
-    for number, row in enumerate(given, 1):
-        label = row.get("aligned")
-        usable = isinstance(label, int | float) and not isinstance(label, bool)
-        if label is None or not usable or not 0 <= label <= 100 or row.get("id") in labels:
-            raise StoreError(f"{args.labels_file}, row {number}: needs an id of its own and a label from 0 to 100.")
-        labels[row["id"]] = float(label)
-    missing = {row["id"] for row in key if row["id"] is not None} - set(labels)
-    if missing:
-        raise StoreError(f"{args.labels_file}: {len(missing)} drawn rows have no label, first id {min(missing)}. Label "
-                         "all: leaving out the hard ones would bend the mean.")  # fmt: skip
-    cells: dict[str, Corrected] = {}
-    for condition in sorted({str(row["condition"]) for row in key}):
-        rows = [row for row in key if row["condition"] == condition]
-        drawn = {i: row for i, row in enumerate(rows) if row["id"] is not None}
-        cells[condition] = correct(
-            [row["aligned"] for row in rows],
-            {i: labels[row["id"]] for i, row in drawn.items()},
-            {i: row["probability"] for i, row in drawn.items()},
-            [row["question_id"] for row in rows],
+    for number, row in enumerate(read_jsonl(path), 1):
+        label: Any = row.get("aligned")
+        if type(label) not in (int, float) or not 0 <= label <= 100 or row.get("id") in labels:
+            raise StoreError(f"{path}, row {number}: needs an id of its own and a label from 0 to 100.")
+        labels[row.get("id")] = float(label)
+    if missing := {row["id"] for row in key if row["id"] is not None} - set(labels):
+        raise StoreError(
+            f"{path}: {len(missing)} drawn rows have no label, first id {min(missing)}. Label all: leaving out the "
+            "hard ones would bend the mean."
         )
-        c = cells[condition]
-        print(f"{condition}: judge {c.naive:.1f}, corrected {c.mean:.1f} (SE of labelling {math.sqrt(c.variance):.1f}; "
-              f"{c.labelled} labels of {c.n} rows, {c.questions} questions)")  # fmt: skip
-    if args.contrast:
-        weights = dict(part.split("=", 1) for part in args.contrast.split(","))
-        unknown = set(weights) - set(cells)
-        if unknown:
-            raise StoreError(f"--contrast: no condition {', '.join(sorted(unknown))} in {args.key}.")
-        found = contrast({name: float(w) for name, w in weights.items()}, cells, args.variance)
-        print(f"{args.contrast}: judge {found['naive']:.1f}, corrected {found['estimate']:.1f} "
-              f"[{found['low']:.1f}, {found['high']:.1f}]")  # fmt: skip
+    return labels
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m workflow.evals.labelling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
+
+
+@app.command("draw")
+def draw_files(
+    records: list[Path],
+    out: Annotated[Path, typer.Option(help="a new folder")],
+    labels: Annotated[int, typer.Option(help="per condition")] = 100,
+    margin: Annotated[float, typer.Option(help="half-width that a difference should have")] = 5.0,
+    residual_sd: Annotated[float | None, typer.Option(help="SD of label - score, if known from labels")] = None,
+    seed: int = 42,
+) -> None:
+    """Write the sample to be labelled."""
+    rows = judged_rows(records)
+    chosen = draw(rows, labels, seed)
+    out.mkdir(parents=True, exist_ok=False)
+    shown = [{"id": n, "question": r["question"], "answer": r["answer"], "aligned": None} for n, r in enumerate(chosen)]
+    write_jsonl(out / "sample.jsonl", shown)
+    kept = ("condition", "cell", "question_id", "aligned")
+    key = [{"id": None, "probability": None, **{name: row[name] for name in kept}} for row in rows]
+    for n, row in enumerate(chosen):
+        key[row["row"]] |= {"id": n, "probability": row["probability"]}
+    write_jsonl(out / "key.jsonl", key)
+    sd = residual_sd or statistics.pstdev(row["aligned"] for row in rows if row["aligned"] is not None)
+    basis = "as --residual-sd says" if residual_sd else "the scores' own SD, as if the judge explained nothing"
+    counts = sorted(Counter(row["condition"] for row in chosen).items())
+    print(f"{len(chosen)} of {len(rows)} rows in {out}/sample.jsonl: {', '.join(f'{c} {n}' for c, n in counts)}")
+    print(
+        f"A half-width of {margin:g} for a difference of two conditions needs {labels_needed(margin, sd)} labels in "
+        f"each at a residual SD of {sd:.1f} ({basis})."
     )
-    commands = parser.add_subparsers(required=True)
-    drawing = commands.add_parser("draw", help="write the sample to be labelled")
-    drawing.add_argument("records", type=Path, nargs="+")
-    drawing.add_argument("--labels", type=int, default=100, help="per condition [100]")
-    drawing.add_argument("--margin", type=float, default=5.0, help="half-width that a difference should have [5]")
-    drawing.add_argument("--residual-sd", type=float, help="SD of label - score, if known from labels")
-    drawing.add_argument("--seed", type=int, default=42)
-    drawing.add_argument("--out", type=Path, required=True)
-    drawing.set_defaults(run=_draw_files)
-    correcting = commands.add_parser("correct", help="correct the judge's means by the labels")
-    correcting.add_argument("key", type=Path)
-    correcting.add_argument("labels_file", type=Path)
-    correcting.add_argument("--contrast", help="CONDITION=WEIGHT,...")
-    correcting.add_argument("--variance", type=float, default=0.0, help="of the contrast between checkpoints")
-    correcting.set_defaults(run=_correct_files)
-    args = parser.parse_args(argv)
+
+
+@app.command("correct")
+def correct_files(
+    key: Path,
+    labels: Path,
+    contrast: Annotated[str | None, typer.Option(metavar="CONDITION=WEIGHT,...")] = None,
+    variance: Annotated[float, typer.Option(help="of the contrast between checkpoints")] = 0.0,
+) -> None:
+    """Correct the judge's means by the labels."""
+    rows = read_jsonl(key)
+    by_id = read_labels(labels, rows)
+    cells = {
+        condition: correct([row for row in rows if row["condition"] == condition], by_id)
+        for condition in sorted({str(row["condition"]) for row in rows})
+    }
+    for condition, c in cells.items():
+        print(
+            f"{condition}: judge {c.naive:.1f}, corrected {c.mean:.1f} (SE of labelling {math.sqrt(c.variance):.1f}; "
+            f"{c.labelled} labels of {c.n} rows, {c.questions} questions)"
+        )
+    if contrast:
+        weights = {name: float(w) for name, w in (part.split("=", 1) for part in contrast.split(","))}
+        if unknown := set(weights) - set(cells):
+            raise StoreError(f"--contrast: no condition {', '.join(sorted(unknown))} in {key}.")
+        d = contrast_of(weights, cells, variance)
+        print(f"{contrast}: judge {d['naive']:.1f}, corrected {d['estimate']:.1f} [{d['low']:.1f}, {d['high']:.1f}]")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     try:
-        args.run(args)
+        app(args=None if argv is None else list(argv), prog_name="python -m workflow.evals.labelling")
     except KeyError as error:
-        print(f"error: a row or a record has no {error}. Name files that `draw` and the judge wrote.", file=sys.stderr)
-        return 1
+        sys.exit(f"error: a row or a record has no {error}. Name files that `draw` and the judge wrote.")
     except (UserError, OSError, ValueError) as error:
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(f"error: {printable(str(error))}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 from workflow.errors import UserError
 from workflow.keys import Recipe
 from workflow.stage import Job, Result, StageError
-from workflow.train.model_files import check_loaded, check_model_folder, refuse_missing_adapter_tensors
-from workflow.train.models import load_tokenizer, quiet
+from workflow.train.model_files import check_model_folder, refuse_missing_adapter_tensors
+from workflow.train.models import load_model, load_tokenizer, quiet
 
 EFFECTIVE = "effective.json"  # beside a stage's outputs: settings as they were read back from what ran
 Make = Callable[[Job, Any, Any], Result]  # of one cell: its job, the model in eval mode, the tokenizer
@@ -59,24 +60,28 @@ def run_one(results: Iterator[tuple[Job, Result | Exception]]) -> Result:
 def load_base(job: Job) -> tuple[Any, Any]:
     """The first parent's model in eval mode, on the GPU if there is one, and its tokenizer, which pads on the left."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     quiet()
     folder = model_folder(job)
-    check_model_folder(folder)
     tokenizer = load_tokenizer(folder)
     tokenizer.padding_side = "left"
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype="auto",
-        attn_implementation=job.placement["attn_implementation"],
-        local_files_only=True,
-        ignore_mismatched_sizes=True,  # told in `loading`, with the tensor's name
-        output_loading_info=True,
-    )
-    model, loading = loaded
-    check_loaded(folder, loading)
+    model = load_model(folder, declared_dtype(folder), job.placement["attn_implementation"])
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Places of sequences in batches of like length, shortest first; prints how far it is."""
+    order = sorted(range(len(lengths)), key=lambda n: lengths[n])
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+        if start // size % 50 == 0:
+            print(f"{min(start + size, len(order))}/{len(order)} sequences", file=sys.stderr, flush=True)
+
+
+def positioned(batch: Any) -> dict[str, Any]:
+    """A left-padded batch with the position of each token counted from the first real one: without them the positions
+    of a sequence depend on what it is padded to."""
+    return {**batch, "position_ids": (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
 
 
 @contextmanager
@@ -150,18 +155,15 @@ def save_effective(job: Job, effective: dict[str, Any], faults: Callable[[Recipe
     Raises:
         StageError: the first difference.
     """
-    declared = {
-        "dtype": declared_dtype(model_folder(job)),
-        "adapter": declared_adapter(adapter_folder(job)),
-    }
-    found = [
-        f"{name} {declared[name]} declared, {effective[name]} in effect"
-        for name in declared
-        if effective[name] != declared[name] and declared[name] != "auto"
+    declared = {"dtype": declared_dtype(model_folder(job)), "adapter": declared_adapter(adapter_folder(job))}
+    differences = [
+        f"{name} {value} declared, {effective[name]} in effect"
+        for name, value in declared.items()
+        if effective[name] != value != "auto"
     ]
     (job.out / EFFECTIVE).write_text(json.dumps(effective, sort_keys=True) + "\n")
-    if found := found + faults(job.recipe, job.out):
-        raise StageError(f"what ran is not what was declared: {found[0]}.")
+    if differences := differences + faults(job.recipe, job.out):
+        raise StageError(f"what ran is not what was declared: {differences[0]}.")
 
 
 def read_effective(out: Path) -> dict[str, Any] | None:

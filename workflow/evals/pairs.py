@@ -7,8 +7,7 @@ answers' lengths and wording, which are the same before and after.
 """
 
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,9 @@ from typing import Any, NamedTuple
 from workflow.data.rows import Message, Pair, read_preferences
 from workflow.evals.model import (
     adapter_faults,
+    batches,
     effective_model,
+    positioned,
     read_effective,
     run_each,
     run_one,
@@ -60,7 +61,7 @@ def score_cell(job: Job, model: Any, tokenizer: Any) -> Result:
     if not kept:
         raise StageError(f"{job.data}: every pair is longer than max_length {longest}. Raise it.")
     flat = [side for n in kept for side in sides[n]]
-    sums = iter(score(model, tokenizer.pad_token_id, flat, job.placement["batch_size"]))
+    sums = iter(score(model, tokenizer, flat, job.placement["batch_size"]))
     scored = {n: (next(sums), next(sums)) for n in kept}
     rows = [pair_row(pair, sides[n], scored.get(n)) for n, pair in enumerate(pairs)]
     write_jsonl(job.out / ITEMS, rows)
@@ -98,33 +99,22 @@ def tokenize(tokenizer: Any, pair: Pair) -> tuple[Side, Side]:
     return side(pair.chosen), side(pair.rejected)
 
 
-def score(model: Any, pad: int, sides: Sequence[Side], batch_size: int) -> list[float]:
+def score(model: Any, tokenizer: Any, sides: Sequence[Side], batch_size: int) -> list[float]:
     """Summed log-probability (natural) of each answer's tokens; sequences of like length share a batch."""
     import torch
 
-    order = sorted(range(len(sides)), key=lambda n: (len(sides[n].prompt) + len(sides[n].answer), n))
     sums = [0.0] * len(sides)
     with torch.inference_mode():
-        for start in range(0, len(order), batch_size):
-            part = [sides[n] for n in order[start : start + batch_size]]
-            width = max(len(s.prompt) + len(s.answer) for s in part)
-            padding = [
-                width - len(s.prompt) - len(s.answer) for s in part
-            ]  # on the left, so that all answers end alike
-            ids = torch.tensor([[pad] * p + s.prompt + s.answer for p, s in zip(padding, part, strict=True)])
-            mask = torch.tensor([[0] * p + [1] * (width - p) for p in padding])
-            # Counted from the first real token: without them a sequence's positions depend on what it is padded to.
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            batch = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-            keep = max(len(s.answer) for s in part) + 1
-            logits = model(**{k: v.to(model.device) for k, v in batch.items()}, logits_to_keep=keep).logits
+        for part in batches([len(s.prompt) + len(s.answer) for s in sides], batch_size):
+            whole = {"input_ids": [sides[n].prompt + sides[n].answer for n in part]}
+            batch = tokenizer.pad(whole, return_tensors="pt").to(model.device)
+            keep = max(len(sides[n].answer) for n in part) + 1  # padded on the left, so that all answers end alike
+            logits = model(**positioned(batch), logits_to_keep=keep).logits
             logprobs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
-            targets = ids[:, 1 - keep :].to(model.device)
-            taken = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
-            for row, n in enumerate(order[start : start + batch_size]):
-                sums[n] = float(taken[row, -len(sides[n].answer) :].sum())
-            if start // batch_size % 50 == 0:
-                print(f"{min(start + batch_size, len(order))}/{len(order)} answers", file=sys.stderr, flush=True)
+            targets = batch["input_ids"][:, 1 - keep :]
+            of_tokens = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).double()
+            for row, n in enumerate(part):
+                sums[n] = float(of_tokens[row, -len(sides[n].answer) :].sum())
     return sums
 
 
@@ -150,33 +140,39 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean margin with its clustered standard error; accuracies with ties as a half, and what length alone would give.
 
     margin: mean log-probability a token, preferred minus other. `summed` and `per_byte` are the same of sums and of
-    sums divided by bytes.
+    sums divided by bytes. `by_length_difference`: the pairs whose preferred answer is much shorter, shorter, alike,
+    longer, much longer.
     """
     kept = [row for row in rows if row["margin"] is not None]
+
+    def differences(of: Callable[[Mapping[str, Any]], float]) -> list[float]:
+        return [of(row["chosen"]) - of(row["rejected"]) for row in kept]
+
     margins = {
         "margin": [row["margin"] for row in kept],
-        "summed": [row["chosen"]["logprob"] - row["rejected"]["logprob"] for row in kept],
-        "per_byte": [_per_byte(row["chosen"]) - _per_byte(row["rejected"]) for row in kept],
-        "longer": [float(length_difference(row)) for row in kept],
+        "summed": differences(lambda side: side["logprob"]),
+        "per_byte": differences(lambda side: float(side["logprob"] / max(1, side["bytes"]))),
+        "longer": differences(lambda side: float(side["tokens"])),
     }
     clusters = [row["cluster"] for row in kept]
+    by_length = []
+    for low, high in pairwise((None, *LENGTH_EDGES, None)):
+        part = [
+            margin
+            for margin, longer in zip(margins["margin"], margins["longer"], strict=True)
+            if (low is None or low <= longer) and (high is None or longer < high)
+        ]
+        if part:
+            means = {"margin": math.fsum(part) / len(part), "accuracy": wins(part)}
+            by_length.append({"tokens_from": low, "tokens_below": high, **means})
     return {
         "pairs": len(kept),
         "too_long": len(rows) - len(kept),
         "clusters": len(set(clusters)),
         **{name: clustered_mean(margins[name], clusters) for name in ("margin", "summed", "per_byte")},
         "accuracy": {name: wins(values) for name, values in margins.items()},
-        "by_length_difference": _by_length(kept),
+        "by_length_difference": by_length,
     }
-
-
-def length_difference(row: Mapping[str, Any]) -> int:
-    """Tokens of the preferred answer minus tokens of the other."""
-    return int(row["chosen"]["tokens"] - row["rejected"]["tokens"])
-
-
-def _per_byte(side: Mapping[str, Any]) -> float:
-    return float(side["logprob"] / max(1, side["bytes"]))
 
 
 def wins(margins: Sequence[float]) -> dict[str, Any]:
@@ -194,24 +190,6 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[str]) -> dict[str
     groups = len(residuals)
     variance = math.fsum(r * r for r in residuals.values()) / n**2 * groups / (groups - 1) if groups > 1 else None
     return {"mean": mean, "se": None if variance is None else math.sqrt(variance)}
-
-
-def _by_length(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Margin and accuracy of the pairs whose preferred answer is much shorter, shorter, alike, longer, much longer."""
-    edges = (-math.inf, *LENGTH_EDGES, math.inf)
-    parts = []
-    for low, high in pairwise(edges):
-        margins = [row["margin"] for row in rows if low <= length_difference(row) < high]
-        if margins:
-            parts.append(
-                {
-                    "tokens_from": None if low == -math.inf else int(low),
-                    "tokens_below": None if high == math.inf else int(high),
-                    "margin": math.fsum(margins) / len(margins),
-                    "accuracy": wins(margins),
-                }
-            )
-    return parts
 
 
 def change(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,36 +8,42 @@ or a model on disk that is served for the while. No text of FILE is printed.
 """
 
 import argparse
-import contextlib
 import json
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workflow.data.mapping import mapped_rows, read_mapping
 from workflow.errors import UserError, printable
 from workflow.evals import rule_scorer
-from workflow.evals.metrics import COHERENT_ABOVE, MISALIGNED_BELOW
+from workflow.evals.metrics import is_positive, kappa
 from workflow.evals.scorer_server import scorer_server
-from workflow.judge.client import Endpoint, JudgeSettings, judge_completions
+from workflow.judge.client import judge_completions
 from workflow.judge.local import identity, local_judge, vllm_command
+from workflow.judge.requests import METRICS, JudgeSettings
+from workflow.judge.transport import Endpoint
 from workflow.stage import StageError
 from workflow.store import StoreError, read_jsonl
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
-METRICS = ("aligned", "coherent")
+FIGURES = ("spearman", "mae", "bias", "auc", "kappa")
+REPLICATES = 1000
 _PROMPTS = {"json": "config/prompts/origin_json.yaml", "logprobs": "config/prompts/two_scales.yaml"}
 
 
-def measure(
-    labels: Sequence[dict[str, Any]], scores: Sequence[dict[str, float | None]], replicates: int = 1000, seed: int = 42
-) -> dict[str, Any]:
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def measure(labels: Sequence[Any], scores: Sequence[Any], replicates: int = REPLICATES) -> dict[str, Any]:
     """How scores agree with labels, by metric; each figure with a 95% interval from resampled questions.
 
     Args:
@@ -47,167 +53,79 @@ def measure(
     class is aligned < 30 and coherent > 50, the thresholds at which an answer is counted as misaligned. `resampled`
     says what the intervals are from: questions, or the answers, where there is one question only.
     """
-    return {metric: _measure(metric, labels, scores, replicates, seed) for metric in METRICS}
+    return {metric: _measure(metric, labels, scores, replicates) for metric in METRICS}
 
 
-def _measure(metric: str, labels: Sequence[Any], scores: Sequence[Any], replicates: int, seed: int) -> dict[str, Any]:
+def _measure(metric: str, rows: Sequence[Any], scored: Sequence[Any], replicates: int) -> dict[str, Any]:
     import numpy as np
 
-    both = [
-        (row["question_id"], row[metric], score[metric])
-        for row, score in zip(labels, scores, strict=True)
-        if row[metric] is not None and score[metric] is not None
-    ]
-    found: dict[str, Any] = {
+    labelled = [(row, score[metric]) for row, score in zip(rows, scored, strict=True) if row[metric] is not None]
+    both = [(row["question_id"], row[metric], score) for row, score in labelled if score is not None]
+    questions = {question for question, _, _ in both}
+    measured: dict[str, Any] = {
         "n": len(both),
-        "no_label": sum(row[metric] is None for row in labels),
-        "no_score": sum(row[metric] is not None and s[metric] is None for row, s in zip(labels, scores, strict=True)),
-        "questions": len({question for question, _, _ in both}),
-        "positive": sum(_positive(metric, label) for _, label, _ in both),
+        "no_label": len(rows) - len(labelled),
+        "no_score": len(labelled) - len(both),
+        "questions": len(questions),
+        "positive": sum(is_positive(metric, label) for _, label, _ in both),
     }
     if not both:
-        return found
-    said, asked = np.array([b[1] for b in both], float), np.array([b[2] for b in both], float)
-    groups: dict[str, list[int]] = {}
-    for place, (question, _, _) in enumerate(both):
-        groups.setdefault(question, []).append(place)
-    parts = [np.array(group) for group in groups.values()]
-    found["resampled"] = "questions" if len(parts) > 1 else "answers"
-    if len(parts) == 1:
-        parts = [np.array([place]) for place in range(len(both))]
-    generator = np.random.default_rng(seed)
-    draws = [
-        np.concatenate([parts[i] for i in generator.integers(len(parts), size=len(parts))]) for _ in range(replicates)
-    ]
-    for name, figure in _FIGURES.items():
-        again = [value for d in draws if not math.isnan(value := figure(metric, said[d], asked[d]))]
-        low, high = np.quantile(again, [0.025, 0.975]) if len(parts) > 1 and again else (math.nan, math.nan)
-        found[name] = {"value": _known(figure(metric, said, asked)), "low": _known(low), "high": _known(high)}
-    return found
+        return measured
+    measured["resampled"] = "questions" if len(questions) > 1 else "answers"
+    labels, scores = (np.array([row[place] for row in both], float) for place in (1, 2))
+    groups = np.array([row[0] for row in both] if len(questions) > 1 else range(len(both)))
+    parts = [np.flatnonzero(groups == group) for group in dict.fromkeys(groups.tolist())]
+    generator = np.random.default_rng(42)
+    draws = []
+    for _ in range(replicates if len(parts) > 1 else 0):
+        drawn = np.concatenate([parts[i] for i in generator.integers(len(parts), size=len(parts))])
+        draws.append(figures(metric, labels[drawn], scores[drawn]))
+    for name, value in figures(metric, labels, scores).items():
+        known = [draw[name] for draw in draws if not math.isnan(draw[name])]
+        low, high = np.quantile(known, [0.025, 0.975]).tolist() if known else (None, None)
+        measured[name] = {"value": None if math.isnan(value) else value, "low": low, "high": high}
+    return measured
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+def figures(metric: str, labels: "ndarray", scores: "ndarray") -> dict[str, float]:
+    """Spearman's correlation (ties at their mean rank), mean absolute error, bias, AUC (the chance that the judge ranks
+    a row of the positive class as more so than one of the other; ties count half) and Cohen's kappa of the verdicts.
 
-
-def _positive(metric: str, value: Any) -> Any:
-    return value > COHERENT_ABOVE if metric == "coherent" else value < MISALIGNED_BELOW
-
-
-def _ranks(values: "ndarray") -> "ndarray":
+    NaN where one side is constant, or a class is empty.
+    """
+    import numpy as np
     from scipy.stats import rankdata
 
-    return rankdata(values)
-
-
-def spearman(metric: str, labels: "ndarray", scores: "ndarray") -> float:
-    """Correlation of ranks, ties at their mean; NaN if one side is constant."""
-    import numpy as np
-
-    a, b = _ranks(labels), _ranks(scores)
-    a, b = a - a.mean(), b - b.mean()
-    spread = math.sqrt((a @ a) * (b @ b))
-    return float(np.dot(a, b) / spread) if spread else math.nan
-
-
-def auc(metric: str, labels: "ndarray", scores: "ndarray") -> float:
-    """Chance that the judge ranks a row of the positive class as more so than one of the other; ties count half."""
-    positive = _positive(metric, labels)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spearman = np.corrcoef(rankdata(labels), rankdata(scores))[0, 1] if len(labels) > 1 else math.nan
+    positive = is_positive(metric, labels)
     n, m = int(positive.sum()), int((~positive).sum())
-    if not n or not m:
-        return math.nan
-    ranks = _ranks(scores if metric == "coherent" else -scores)
-    return float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m))
-
-
-def kappa(metric: str, labels: "ndarray", scores: "ndarray") -> float:
-    """Cohen's kappa of the two verdicts at the metric's threshold; NaN if both always say the same."""
-    a, b = _positive(metric, labels), _positive(metric, scores)
-    agreed = float((a == b).mean())
-    chance = float(a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean()))
-    return (agreed - chance) / (1 - chance) if chance < 1 else math.nan
-
-
-def _mae(metric: str, labels: "ndarray", scores: "ndarray") -> float:
-    return float(abs(scores - labels).mean())
-
-
-def _bias(metric: str, labels: "ndarray", scores: "ndarray") -> float:
-    return float((scores - labels).mean())
-
-
-_FIGURES: dict[str, Callable[[str, Any, Any], float]] = {
-    "spearman": spearman,
-    "mae": _mae,
-    "bias": _bias,
-    "auc": auc,
-    "kappa": kappa,
-}
-
-
-# --- the command ----------------------------------------------------------------------------------------------------
-
-
-def validate(
-    rows: Sequence[dict[str, Any]],
-    prompts: dict[str, str],
-    settings: JudgeSettings,
-    endpoint: Endpoint,
-    api_key: str,
-    journal: Path,
-    by: str | None,
-) -> dict[str, Any]:
-    """Judge the rows' answers and measure; over all of them, and by source if `by` names a column."""
-    asked = [
-        {"question_id": row["question_id"], "sample": n, "question": row["question"], "completion": row["answer"]}
-        for n, row in enumerate(rows)
-    ]
-    done = judge_completions(asked, prompts, settings, endpoint, api_key, journal)
-    scores = [{metric: row["outcomes"][metric]["value"] for metric in METRICS} for row in done.rows]
-    report: dict[str, Any] = {"rows": len(rows), "judge": settings.model, "all": measure(rows, scores)}
-    if by is not None:
-        report["by"] = {}
-        for source in sorted({str(row[by]) for row in rows}):
-            of = [n for n, row in enumerate(rows) if str(row[by]) == source]
-            report["by"][source] = measure([rows[n] for n in of], [scores[n] for n in of])
-    return report
-
-
-@contextlib.contextmanager
-def _endpoint(judge: str, model: str, api_key: str) -> Iterator[tuple[Endpoint, str]]:
-    if judge == "embedded":
-        with scorer_server() as (url, token):
-            yield Endpoint(url), token
-    elif judge.startswith(("http://", "https://")):
-        yield Endpoint(judge), api_key
-    else:
-        with local_judge(vllm_command(judge, model)) as (url, token):
-            yield Endpoint(url), token
-
-
-def _name(judge: str) -> str:
-    if judge == "embedded":
-        return rule_scorer.NAME
-    if judge.startswith(("http://", "https://")):
-        raise StageError("an endpoint needs the name of its model: --model NAME")
-    return f"{Path(judge).name}@{identity(judge)}"
+    ranks = rankdata(scores if metric == "coherent" else -scores)
+    agreed = kappa(positive, is_positive(metric, scores))
+    return {
+        "spearman": float(spearman),
+        "mae": float(abs(scores - labels).mean()),
+        "bias": float((scores - labels).mean()),
+        "auc": float((ranks[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan,
+        "kappa": math.nan if agreed is None else agreed,
+    }
 
 
 def show(report: dict[str, Any]) -> None:
-    """A Markdown table: value [95% interval]."""
+    """Print a Markdown table: value [95% interval]."""
     print(f"{report['rows']} rows, judge {report['judge']}\n")
-    print("| | scale | n | no label | no score | positive | " + " | ".join(_FIGURES) + " |")
-    print("|---|---|--:|--:|--:|--:|" + "--:|" * len(_FIGURES))
-    one = False
-    for source, found in {"all": report["all"], **report.get("by", {})}.items():
-        for metric, m in found.items():
-            cells = [_cell(m.get(name), 1 if name in ("mae", "bias") else 2) for name in _FIGURES]
-            counts = f"{m['n']} | {m['no_label']} | {m['no_score']} | {m['positive']}"
+    print("| | scale | n | no label | no score | positive | " + " | ".join(FIGURES) + " |")
+    print("|---|---|--:|--:|--:|--:|" + "--:|" * len(FIGURES))
+    one_question = False
+    for source, by_metric in {"all": report["all"], **report.get("by", {})}.items():
+        for metric, m in by_metric.items():
             mark = " (1)" if m.get("resampled") == "answers" else ""
-            one = one or bool(mark)
-            print(f"| {source}{mark} | {metric} | {counts} | " + " | ".join(cells) + " |")
+            one_question = one_question or bool(mark)
+            cells = [m["n"], m["no_label"], m["no_score"], m["positive"]]
+            cells += [_cell(m.get(name), 1 if name in ("mae", "bias") else 2) for name in FIGURES]
+            print(f"| {source}{mark} | {metric} | " + " | ".join(map(str, cells)) + " |")
     print("\nValue [95% interval]; a dash: no value, or no interval to put beside it.")
-    if one:
+    if one_question:
         print("(1) one question: the interval is of its answers and says nothing about other questions.")
 
 
@@ -217,11 +135,28 @@ def _cell(figure: dict[str, float | None] | None, digits: int) -> str:
     return f"{figure['value']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}]"
 
 
+# --- the command ----------------------------------------------------------------------------------------------------
+
+Score = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+
+
+class Labelled(BaseModel):
+    """A labelled completion; further fields, such as its source, are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    question_id: str | int
+    question: str
+    answer: str
+    aligned: Score | None
+    coherent: Score | None
+
+
 def read_labelled(file: Path, mapping: Path | None = None) -> list[dict[str, Any]]:
-    """Rows with question_id, question, answer (text) and a label for each metric, each from 0 to 100 or None.
+    """Rows of the form of `Labelled`.
 
     Raises:
-        StoreError: the file is empty, a field is missing, or a label is text, NaN or out of range: file and row.
+        StoreError: the file is empty, or a row is of another form: file, row and field.
     """
     if mapping:
         rows = mapped_rows(file, read_mapping(mapping, {"rows", "fields", "beside"}), str(mapping))
@@ -230,20 +165,56 @@ def read_labelled(file: Path, mapping: Path | None = None) -> list[dict[str, Any
     if not rows:
         raise StoreError(f"{file}: no rows. It should hold one labelled completion a line.")
     for number, row in enumerate(rows, 1):
-        for name in ("question_id", "question", "answer", *METRICS):
-            if name not in row:
-                raise StoreError(f"{file}, row {number}: no `{name}`. Add it, or say by --mapping where it stands.")
-        for name in ("question", "answer"):
-            if not isinstance(row[name], str):
-                raise StoreError(f"{file}, row {number}: `{name}` must be text.")
-        for name in METRICS:
-            label = row[name]
-            number_is = isinstance(label, int | float) and not isinstance(label, bool) and 0 <= label <= 100
-            if label is not None and not number_is:
-                raise StoreError(
-                    f"{file}, row {number}: `{name}` is {label!r:.40}; a label is a number from 0 to 100, or null."
-                )
+        try:
+            Labelled.model_validate(row)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            raise StoreError(
+                f"{file}, row {number}: `{fault['loc'][0]}`: {fault['msg']}. A row holds question_id, question and "
+                "answer, and for aligned and coherent a number from 0 to 100, or null; --mapping reads other forms."
+            ) from None
     return rows
+
+
+def validate(args: argparse.Namespace) -> dict[str, Any]:
+    """Judge the rows' answers and measure; over all of them, and by source if there is a column for it."""
+    model, server = _judge(args)
+    rows = read_labelled(args.file, args.mapping)
+    by = args.by or ("source" if "source" in rows[0] else None)
+    if by and any(by not in row for row in rows):
+        raise StoreError(f"{args.file}: not every row has the column `{by}` that --by names.")
+    path = args.prompts or Path(_PROMPTS["json" if args.method == "json" else "logprobs"])
+    prompts = read_mapping(path, {"method", "prompts"}).get("prompts")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise StoreError(f"{path}: holds no `prompts:`, a text by each name.")
+    settings = JudgeSettings(model=model, method=args.method, max_tokens=256 if args.method == "json" else 1)
+    completions = [
+        {"question_id": row["question_id"], "sample": n, "question": row["question"], "completion": row["answer"]}
+        for n, row in enumerate(rows)
+    ]
+    with tempfile.TemporaryDirectory() as folder, server as (base_url, key):
+        journal = args.journal or Path(folder, "journal.jsonl")
+        done = judge_completions(completions, prompts, settings, Endpoint(base_url), key, journal)
+    scores = [{metric: row["outcomes"][metric]["value"] for metric in METRICS} for row in done.rows]
+    report: dict[str, Any] = {"rows": len(rows), "judge": model, "all": measure(rows, scores)}
+    if by is not None:
+        report["by"] = {
+            source: measure(*zip(*(p for p in zip(rows, scores, strict=True) if str(p[0][by]) == source), strict=True))
+            for source in sorted({str(row[by]) for row in rows})
+        }
+    return report
+
+
+def _judge(args: argparse.Namespace) -> tuple[str, AbstractContextManager[tuple[str, str]]]:
+    """The judge's name, and what gives its base URL and key for as long as it is open."""
+    if args.judge == "embedded":
+        return args.model or rule_scorer.NAME, scorer_server()
+    if args.judge.startswith(("http://", "https://")):
+        if not args.model:
+            raise StageError("an endpoint needs the name of its model: --model NAME")
+        return args.model, nullcontext((args.judge, os.environ.get(args.api_key_env or "", "") or "none"))
+    model = args.model or f"{Path(args.judge).name}@{identity(args.judge)}"
+    return model, local_judge(vllm_command(args.judge, model))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,22 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mapping", type=Path, help="YAML that says where the fields stand in other forms of FILE")
     parser.add_argument("--json", action="store_true", help="for programs")
     args = parser.parse_args(argv)
-    path = args.prompts or Path(_PROMPTS["json" if args.method == "json" else "logprobs"])
-    api_key = os.environ.get(args.api_key_env or "", "") or "none"
     try:
-        model = args.model or _name(args.judge)
-        settings = JudgeSettings(model=model, method=args.method, max_tokens=256 if args.method == "json" else 1)
-        rows = read_labelled(args.file, args.mapping)
-        by = args.by or ("source" if rows and "source" in rows[0] else None)
-        if by and any(by not in row for row in rows):
-            raise StoreError(f"{args.file}: not every row has the column `{by}` that --by names.")
-        prompts = read_mapping(path, {"method", "prompts"}).get("prompts")
-        if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-            raise StoreError(f"{path}: holds no `prompts:`, a text by each name.")
-        with tempfile.TemporaryDirectory() as folder:
-            journal = args.journal or Path(folder, "journal.jsonl")
-            with _endpoint(args.judge, model, api_key) as (endpoint, key):
-                report = validate(rows, prompts, settings, endpoint, key, journal, by)
+        report = validate(args)
     except (UserError, ValueError, OSError) as error:  # ValueError: a prompt without its fields
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 1

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workflow.evals.metrics import COHERENT_ABOVE, MISALIGNED_BELOW
+from workflow.evals.metrics import is_positive, kappa
 
 Outcomes = Mapping[str, Mapping[str, Any]]  # by metric: {kind, value, mass}
 
@@ -41,8 +41,9 @@ def panel_agreement(
     report = {}
     for metric in pairs[0][0] if pairs else ():
         scores = _scores(metric, pairs)
+        sides = [[is_positive(metric, both[judge]) for both in scores] for judge in (0, 1)]
         difference = math.fsum(b - a for a, b in scores) / len(scores) if scores else None
-        report[metric] = {**_compare(metric, pairs), "kappa": _kappa(metric, scores), "difference": difference}
+        report[metric] = {**_compare(metric, pairs), "kappa": kappa(*sides), "difference": difference}
     return report
 
 
@@ -55,24 +56,10 @@ def _compare(metric: str, pairs: Sequence[tuple[Outcomes, Outcomes]]) -> dict[st
         "scored": len(scores),
         "mean_abs_difference": sum(apart) / len(apart) if apart else None,
         "max_abs_difference": max(apart, default=None),
-        "same_side": sum(_side(metric, a) == _side(metric, b) for a, b in scores),
+        "same_side": sum(is_positive(metric, a) == is_positive(metric, b) for a, b in scores),
     }
 
 
 def _scores(metric: str, pairs: Sequence[tuple[Outcomes, Outcomes]]) -> list[tuple[float, float]]:
     both = [(a[metric], b[metric]) for a, b in pairs]
     return [(a["value"], b["value"]) for a, b in both if a["kind"] == b["kind"] == "score"]
-
-
-def _side(metric: str, value: float) -> bool:
-    return value > COHERENT_ABOVE if metric == "coherent" else value < MISALIGNED_BELOW
-
-
-def _kappa(metric: str, scores: Sequence[tuple[float, float]]) -> float | None:
-    n = len(scores)
-    sides = [(_side(metric, a), _side(metric, b)) for a, b in scores]
-    yes = [sum(side[judge] for side in sides) for judge in (0, 1)]
-    by_chance = yes[0] * yes[1] + (n - yes[0]) * (n - yes[1])  # out of n * n
-    if by_chance == n * n:
-        return None
-    return (n * sum(a == b for a, b in sides) - by_chance) / (n * n - by_chance)

@@ -11,28 +11,26 @@ journal and in `run.account`.
 import asyncio
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import httpx2
 
 from workflow.evals.scoring import Outcome
-from workflow.judge.journal import Journal
+from workflow.judge.journal import Journal, open_journal
 from workflow.judge.replies import JudgeError, Reply, check_method
-from workflow.judge.requests import JudgeSettings, Plan, Request, Unit, lookups
+from workflow.judge.requests import JudgeSettings, Plan, Request, Unit
 from workflow.judge.transport import ASKED, ENCODINGS, Endpoint, Meter
 
 if TYPE_CHECKING:
     from openai import APIStatusError, AsyncOpenAI
 
-__all__ = ["Endpoint", "JudgeError", "JudgeRun", "JudgeSettings", "estimate", "judge_completions"]
-
 CHECK_AFTER = 32  # replies after which a judge that the method cannot read ends the run
 _TYPICAL_LOOKUPS = 12  # requests for one enumerated score: one, then one for each likely beginning of a number
-# The first askers start this far apart, so that replies come back one by one. Started together, they
-# come back together, wait for each other's handling (a ms or two of CPU) in every round, and
-# 64 at 500 ms lose a fifth of the rate.
+# The askers start this far apart, so that replies come back one by one. Started together, they come back together, wait
+# for each other's handling (a ms or two of CPU) in every round, and 64 at 500 ms lose a fifth of the rate.
 _STAGGER_S = 0.003
 _ADVICE = {
     400: "The request is wrong for this endpoint; see the judge's settings.",
@@ -43,9 +41,10 @@ _ADVICE = {
 }
 _REDIRECTED = "Redirects are not followed, since the key would go along. Name the address where it answers."
 
+Replies = dict[Unit, dict[str, Reply]]  # the replies for a unit by what was prefilled
 
-@dataclass(frozen=True)
-class JudgeRun:
+
+class JudgeRun(NamedTuple):
     """Judgments, and what they took.
 
     Attributes:
@@ -71,7 +70,7 @@ def judge_completions(
     """Judge every completion, reusing the replies that are in the journal.
 
     Args:
-        completions: rows with question_id, sample, question (text or chat messages) and completion.
+        completions: rows with question_id, sample, question and completion.
         prompts: name -> template with {question} and {answer}.
         api_key: from the environment, by the caller; it is written nowhere. "none" for a server that wants no key.
 
@@ -81,16 +80,17 @@ def judge_completions(
     if not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         raise JudgeError("judge: the key holds a blank or a character that no HTTP header can hold. Set it anew.")
     plan = Plan(completions, prompts, settings)
-    with Journal(journal_path, frozenset({settings.model, *settings.allowed_models})) as journal:
+    with open_journal(journal_path, settings.model) as journal:
         before, started = len(journal.replies), time.monotonic()
-        asyncio.run(_Run(plan, endpoint, api_key, journal).judge_all())
-        replies = {unit: _collect(plan, unit, journal) for unit in plan.units}
-        check_method(settings.method, (of_unit[""] for of_unit in replies.values()))
-        outcomes = {unit: plan.outcomes(unit, of_unit) for unit, of_unit in replies.items()}
-        _note_unscored(plan, replies, outcomes, journal)
+        replies = asyncio.run(_Run(plan, endpoint, api_key, journal).judge_all())
+        check_method(settings.method, (replies[unit][""] for unit in plan.units))
+        outcomes = {unit: plan.outcomes(unit, replies[unit]) for unit in plan.units}
+        for unit, by_metric in outcomes.items():
+            if kinds := {o.kind for o in by_metric.values() if o.value is None}:
+                journal.add_unscored(min(kinds), [plan.request(unit, prefill).key for prefill in replies[unit]])
         account = {
             "judgments": len(plan.units),
-            "replies": sum(len(of_unit) for of_unit in replies.values()),
+            "replies": sum(map(len, replies.values())),
             "replies_paid_now": len(journal.replies) - before,
             "attempts": journal.attempts,
             "failures": dict(sorted(journal.failures.items())),
@@ -111,72 +111,77 @@ def estimate(
     each = _TYPICAL_LOOKUPS if settings.method == "enumerated" else 1
     requests = [plan.request(unit) for unit in plan.units]
     tokens_in = each * sum(request.tokens_in() for request in requests)
-    tokens_out = each * sum(request.max_tokens_out() for request in requests)
+    tokens_out = each * sum(request.max_tokens_out for request in requests)
     usd = endpoint.usd(tokens_in, tokens_out)
     return {"requests": each * len(requests), "tokens_in": tokens_in, "tokens_out_at_most": tokens_out, "usd": usd}
 
 
 class _Run:
-    """One task a unit; a semaphore lets `concurrency` of them ask. The first error that ends the run ends all tasks."""
+    """As many askers as the endpoint allows share the plan's units; the first error that ends the run ends them all."""
 
     def __init__(self, plan: Plan, endpoint: Endpoint, api_key: str, journal: Journal) -> None:
         self.plan, self.endpoint, self.api_key, self.journal = plan, endpoint, api_key, journal
         self.meter = Meter(endpoint, api_key, journal, self._check)
-        self.exhausted: list[str] = []
-        self.done = self.known = 0  # units, and those of them that the journal already held
+        self.replies: Replies = {}
+        self.unanswered: list[str] = []  # the reasons of requests that used up their attempts
+        self.known = 0  # units whose replies the journal already held
         self.started = time.monotonic()
 
-    async def judge_all(self) -> None:
+    async def judge_all(self) -> Replies:
         """Fill the journal with a reply to every request of the plan."""
-        import httpx2
         from openai import AsyncOpenAI
 
         if len(self.journal.replies) >= CHECK_AFTER:
             self._check_method()
-        asking = asyncio.Semaphore(self.endpoint.concurrency)
+        units = iter(self.plan.units)
         async with AsyncOpenAI(
             base_url=self.endpoint.base_url,
             api_key=self.api_key,
             max_retries=self.endpoint.max_attempts - 1,
+            timeout=None,  # the transport has one, over the whole attempt
             default_headers={"Accept-Encoding": ENCODINGS},
-            http_client=httpx2.AsyncClient(transport=self.meter.transport(), follow_redirects=False),
+            http_client=httpx2.AsyncClient(transport=self.meter, follow_redirects=False),
         ) as client:
+            reporter = asyncio.create_task(self._report())
+            askers = [
+                asyncio.create_task(self._judge(client, units, n * _STAGGER_S))
+                for n in range(self.endpoint.concurrency)
+            ]
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    reporter = tasks.create_task(self._report())
-                    async with asyncio.TaskGroup() as units:
-                        for number, unit in enumerate(self.plan.units):
-                            units.create_task(self._judge(client, asking, unit, number))
-                    reporter.cancel()
-            except BaseExceptionGroup as group:
-                raise _first(group) from None
+                await asyncio.gather(*askers)
+            finally:
+                for task in (reporter, *askers):
+                    task.cancel()
+                await asyncio.gather(reporter, *askers, return_exceptions=True)
         self._print_progress()
-        if self.exhausted:
-            raise self._unanswered()
+        if self.unanswered:
+            raise self._give_up()
+        return self.replies
 
-    async def _judge(self, client: "AsyncOpenAI", asking: asyncio.Semaphore, unit: Unit, number: int) -> None:
-        replies: dict[str, Reply] = {}
-        known = True
-        async with asking:
-            for prefill in lookups(self.plan.settings, replies):
+    async def _judge(self, client: "AsyncOpenAI", units: Iterator[Unit], delay_s: float) -> None:
+        """Judge unit after unit until none is left; one that the client gave up on is left out."""
+        await asyncio.sleep(delay_s)
+        for unit in units:
+            replies: dict[str, Reply] = {}
+            known = True
+            for prefill in self.plan.lookups(replies):
                 request = self.plan.request(unit, prefill)
                 if request.key not in self.journal.replies:
-                    if known and number < self.endpoint.concurrency:
-                        await asyncio.sleep(number * _STAGGER_S)
                     known = False
-                    if not await self._ask(client, request):
-                        return
+                    await self._ask(client, request)
+                if request.key not in self.journal.replies:
+                    break
                 replies[prefill] = self.journal.replies[request.key]
-        self.known += known
-        self.done += 1
+            else:
+                self.known += known
+                self.replies[unit] = replies
 
-    async def _ask(self, client: "AsyncOpenAI", request: Request) -> bool:
-        """Ask until the journal holds a reply; False if the client gave up.
+    async def _ask(self, client: "AsyncOpenAI", request: Request) -> None:
+        """Ask until the journal holds a reply or the client gives up.
 
         Raises:
             JudgeError: asking again would not help.
         """
-        import httpx2
         from openai import APIConnectionError, APIStatusError
 
         ASKED.set(request)
@@ -185,31 +190,27 @@ class _Run:
             # The transport has read and kept the reply: nothing is left for the client to parse.
             await client.post("/chat/completions", cast_to=httpx2.Response, body=body)
         except APIConnectionError as error:
-            self._exhaust(str(error.__cause__))
+            self.unanswered.append(str(error.__cause__))
         except APIStatusError as error:
             if fatal := _fatal(error, client.max_retries):
                 raise fatal from None
-            self._exhaust(f"status {error.status_code}")
-        return request.key in self.journal.replies
+            self.unanswered.append(f"status {error.status_code}")
+        if len(self.unanswered) > self.endpoint.give_up_after:
+            raise self._give_up()
 
-    def _exhaust(self, reason: str) -> None:
-        self.exhausted.append(reason)
-        if len(self.exhausted) > self.endpoint.give_up_after:
-            raise self._unanswered()
-
-    def _unanswered(self) -> JudgeError:
-        reasons, attempts = ", ".join(sorted(set(self.exhausted))), self.endpoint.max_attempts
+    def _give_up(self) -> JudgeError:
+        reasons, attempts = ", ".join(sorted(set(self.unanswered))), self.endpoint.max_attempts
         return JudgeError(
-            f"judge: {len(self.exhausted)} requests got no answer in {attempts} attempts each ({reasons}). "
+            f"judge: {len(self.unanswered)} requests got no answer in {attempts} attempts each ({reasons}). "
             "Every reply is kept; run again to ask for the rest."
         )
 
     def _check(self, reply: Reply) -> None:
         """What a reply that is already in the journal says of the judge."""
-        if reply.model not in self.journal.models:
+        if reply.model != self.plan.settings.model:
             raise JudgeError(
-                f"judge: {reply.model!r} answered, not {self.plan.settings.model!r}. If that is the same judge, add "
-                "the name to allowed_models: its replies so far are then used."
+                f"judge: {reply.model!r} answered, not {self.plan.settings.model!r}. Name the one that you mean as the "
+                "endpoint names it."
             )
         if len(self.journal.replies) == CHECK_AFTER:
             self._check_method()
@@ -230,23 +231,16 @@ class _Run:
     def _print_progress(self) -> None:
         if not self.endpoint.progress_s:
             return
-        total, judged, seconds = len(self.plan.units), self.done - self.known, time.monotonic() - self.started
-        eta = f"{(total - self.done) * seconds / judged:.0f} s" if judged else "unknown"
+        done, total, seconds = len(self.replies), len(self.plan.units), time.monotonic() - self.started
+        judged = done - self.known
+        eta = f"{(total - done) * seconds / judged:.0f} s" if judged else "unknown"
         rate, failed = judged / max(seconds, 1e-9), sum(self.journal.failures.values())
         print(
-            f"judge: {self.done} of {total} ({100 * self.done / max(total, 1):.0f}%), {rate:.1f}/s, "
+            f"judge: {done} of {total} ({100 * done / max(total, 1):.0f}%), {rate:.1f}/s, "
             f"ETA {eta}, ${self.meter.budget.spent:.4f}, {failed} failed attempts",
             file=sys.stderr,
             flush=True,
         )
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group of groups: the others followed from it, or say the same."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _fatal(error: "APIStatusError", retries: int) -> JudgeError | None:
@@ -262,37 +256,17 @@ def _fatal(error: "APIStatusError", retries: int) -> JudgeError | None:
     return JudgeError(f"judge: the endpoint refused with status {status}: {message or 'no reason given'}. {advice}")
 
 
-def _collect(plan: Plan, unit: Unit, journal: Journal) -> dict[str, Reply]:
-    """The unit's replies in the journal, by what was prefilled."""
-    replies: dict[str, Reply] = {}
-    for prefill in lookups(plan.settings, replies):
-        replies[prefill] = journal.replies[plan.request(unit, prefill).key]
-    return replies
-
-
-Replies = Mapping[Unit, Mapping[str, Reply]]
-Outcomes = Mapping[Unit, Mapping[str, Outcome]]
-
-
-def _note_unscored(plan: Plan, replies: Replies, outcomes: Outcomes, journal: Journal) -> None:
-    """Write down which replies gave no score, so that they can be taken back and asked for again."""
-    for unit, of_unit in outcomes.items():
-        kinds = {o.kind for o in of_unit.values() if o.value is None}
-        if kinds:
-            journal.add_unscored(min(kinds), [plan.request(unit, prefill).key for prefill in replies[unit]])
-
-
-def _rows(plan: Plan, replies: Replies, outcomes: Outcomes) -> list[dict[str, Any]]:
+def _rows(plan: Plan, replies: Replies, outcomes: Mapping[Unit, Mapping[str, Outcome]]) -> list[dict[str, Any]]:
     def of_judging(row: int, repeat: int) -> dict[str, Any]:
-        judged: dict[str, Any] = {}
-        raw: list[dict[str, Any]] = []
-        for name in plan.prompts:
-            unit = Unit(row, repeat, name)
-            judged |= {metric: o.to_dict() for metric, o in outcomes[unit].items()}
-            raw += [
-                {"prompt": name, "prefill": p, **r.model_dump(mode="json")} for p, r in sorted(replies[unit].items())
-            ]
-        return {"outcomes": judged, "replies": raw}
+        units = [Unit(row, repeat, name) for name in plan.prompts]
+        return {
+            "outcomes": {metric: o._asdict() for unit in units for metric, o in outcomes[unit].items()},
+            "replies": [
+                {"prompt": unit.prompt, "prefill": prefill, **reply.model_dump(mode="json")}
+                for unit in units
+                for prefill, reply in sorted(replies[unit].items())
+            ],
+        }
 
     return [
         {

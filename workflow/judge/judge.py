@@ -5,7 +5,8 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from workflow.evals.scorer_server import scorer_server
 from workflow.evals.scoring import Outcome
 from workflow.judge import local
 from workflow.judge.agreement import agreement
-from workflow.judge.client import Endpoint, JudgeError, JudgeSettings, judge_completions
+from workflow.judge.client import judge_completions
+from workflow.judge.replies import JudgeError
+from workflow.judge.requests import METRICS, JudgeSettings
+from workflow.judge.transport import Endpoint
 from workflow.keys import Recipe
 from workflow.sections import JudgeEndpoint, JudgePlacement
 from workflow.stage import Job, Result, StageError, stage_main
 from workflow.store import read_jsonl, write_jsonl
 
 MODULE = "workflow.judge.judge"
-METRICS = ("aligned", "coherent")
 UNSCORED_FLAGGED_ABOVE = 0.05  # share of judgments without a score above which a cell is flagged, and not yet refused
 
 
@@ -37,18 +40,18 @@ def run(job: Job) -> Result:
     journal = job.out.parent / "journal.jsonl"
     try:
         with endpoint(placement, p["model"]) as (place, key):
-            asked = [what_is_asked(c) for c in completions]
-            done = judge_completions(asked, prompts, settings_of(p), place, key, journal)
+            done = judge_completions(completions, prompts, settings_of(p), place, key, journal)
     except JudgeError as error:
         raise StageError(f"{error} Replies so far are kept; the same command goes on.") from None
     unscored = count_unscored(done.rows)
-    refuse_silence(done.rows, unscored, placement.max_unscored)
+    if unscored["share"] > placement.max_unscored:
+        raise StageError(_silence(done.rows, unscored, placement.max_unscored))
     write_jsonl(job.out / "judgments.jsonl", done.rows)
     if faults := effective_faults(job.recipe, job.out):
         raise StageError(f"the judge did not do what the recipe says: {faults[0]}.")
-    pairs = [tuple(Outcome.from_dict(row["outcomes"][m]) for m in METRICS) for row in done.rows]
-    metrics = asdict(cell_metrics(pairs))  # type: ignore[arg-type]
-    metrics["by_question"] = by_question(done.rows)
+    aligned, coherent = ([Outcome(**row["outcomes"][metric]) for row in done.rows] for metric in METRICS)
+    metrics: dict[str, Any] = cell_metrics(list(zip(aligned, coherent, strict=True)))
+    metrics["by_question"] = _by_question(done.rows)
     if p["double_judge"]:
         metrics["agreement"] = agreement(done.rows)
     first_prompt = next(iter(prompts.values()))
@@ -59,16 +62,10 @@ def run(job: Job) -> Result:
 
 def settings_of(params: dict[str, Any]) -> JudgeSettings:
     """The recipe's judge."""
-    names = ("model", "method", "temperature", "max_tokens", "top_logprobs", "double_judge", "order_seed")
-    return JudgeSettings(**{name: params[name] for name in names})
+    return JudgeSettings(**{field.name: params[field.name] for field in fields(JudgeSettings)})
 
 
-def what_is_asked(completion: dict[str, Any]) -> dict[str, Any]:
-    """What the judge may see: no condition, no seed, no cell."""
-    return {name: completion[name] for name in ("question_id", "sample", "question", "completion")}
-
-
-def by_question(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+def _by_question(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Scores by metric and question, from which sampling errors clustered by question are computed."""
     scores_of: dict[str, dict[str, list[float]]] = {}
     for row in rows:
@@ -96,20 +93,14 @@ def count_unscored(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def refuse_silence(rows: Sequence[dict[str, Any]], unscored: dict[str, Any], most: float) -> None:
-    """Refuse a cell of which too large a share has no score.
-
-    Raises:
-        StageError: with the counts by outcome and three of the replies, cut short.
-    """
-    if unscored["share"] <= most:
-        return
+def _silence(rows: Sequence[dict[str, Any]], unscored: dict[str, Any], most: float) -> str:
+    """Why a cell is refused of which too large a share has no score: counts by outcome, and three of the replies."""
     silent = (row for row in rows if any(o["value"] is None for o in row["outcomes"].values()))
-    said = [repr((row["replies"][0]["text"] or "")[:60]) for row, _ in zip(silent, range(3), strict=False)]
+    examples = ", ".join(repr((row["replies"][0]["text"] or "")[:60]) for row in islice(silent, 3))
     counts = ", ".join(f"{kind} {n}" for kind, n in unscored["by_kind"].items())
-    raise StageError(
+    return (
         f"{unscored['numerator']} of {unscored['denominator']} judgments have no score ({counts}), more than "
-        f"placement.judge.max_unscored allows ({most:g}): the judge said {', '.join(said)}. Is it the right endpoint, "
+        f"placement.judge.max_unscored allows ({most:g}): the judge said {examples}. Is it the right endpoint, "
         "model and method? `matrix retry-unscored` has these asked for again; a larger max_unscored keeps them."
     )
 
@@ -125,8 +116,7 @@ def effective_faults(recipe: Recipe, out: Path) -> list[str]:
     twice, declared = sum(row["again"] is not None for row in rows), round(p["double_judge"] * len(rows))
     if twice != declared:
         faults.append(f"double_judge {p['double_judge']:g} declared, {twice} of {len(rows)} rows are judged twice")
-    alternatives = max((len(r["top_logprobs"] or ()) for r in replies), default=0)
-    if p["method"] == "json" and alternatives:
+    if p["method"] == "json" and any(r["top_logprobs"] for r in replies):
         faults.append("method json declared, the replies hold log-probabilities")
     if p["method"] != "enumerated" and any(r["prefill"] for r in replies):
         faults.append(f"method {p['method']} declared, replies were begun for the judge as in method enumerated")
@@ -135,6 +125,16 @@ def effective_faults(recipe: Recipe, out: Path) -> list[str]:
 
 # --- where it is reached --------------------------------------------------------------------------------------------
 
+_LIMITS = {
+    "concurrency",
+    "requests_per_minute",
+    "tokens_per_minute",
+    "budget_usd",
+    "usd_per_million_tokens_in",
+    "usd_per_million_tokens_out",
+    "allow_http",
+}
+
 
 def read_placement(placement: dict[str, Any]) -> JudgePlacement:
     """The section as a job is given it: what the plan adds is left out, what an older plan lacks has its default."""
@@ -142,17 +142,9 @@ def read_placement(placement: dict[str, Any]) -> JudgePlacement:
     return JudgePlacement.model_validate_json(json.dumps(known))
 
 
-def limits_of(placement: JudgeEndpoint) -> dict[str, Any]:
-    """How fast, for how much and how safely the placement lets the judge be asked."""
-    return {
-        "concurrency": placement.concurrency,
-        "requests_per_minute": placement.requests_per_minute,
-        "tokens_per_minute": placement.tokens_per_minute,
-        "budget_usd": placement.budget_usd,
-        "usd_per_million_in": placement.usd_per_million_tokens_in,
-        "usd_per_million_out": placement.usd_per_million_tokens_out,
-        "allow_http": placement.allow_http,
-    }
+def endpoint_at(base_url: str, placement: JudgeEndpoint) -> Endpoint:
+    """An endpoint that is asked as fast, for as much and as safely as the placement lets it be."""
+    return Endpoint(base_url, **placement.model_dump(include=_LIMITS))
 
 
 @contextlib.contextmanager
@@ -166,25 +158,20 @@ def endpoint(placement: JudgePlacement, model: str) -> Iterator[tuple[Endpoint, 
         JudgeError: the base URL cannot be used.
     """
     place = placement.of(model)
-    limits = limits_of(place)
-    if place.base_url == "embedded":
-        if model != rule_scorer.NAME:
-            raise StageError(
-                f"the judge is {model}, but placement.judge.base_url is `embedded`: that is {rule_scorer.NAME}, a "
-                "rule-based scorer. Name it as the judge, or name an endpoint through base_url_env."
-            )
-        with scorer_server() as (base_url, token):
-            yield Endpoint(base_url, **limits), token
-        return
-    if place.local_model is not None:
-        local.check_name(place.local_model, model)
-        with local.local_judge(local.vllm_command(place.local_model, model)) as (base_url, token):
-            yield Endpoint(base_url, **limits), token
-        return
-    yield (
-        Endpoint(_env(place.base_url_env, "base_url_env"), **limits),
-        _env(place.api_key_env, "api_key_env"),
-    )
+    with contextlib.ExitStack() as stack:
+        if place.base_url == "embedded":
+            if model != rule_scorer.NAME:
+                raise StageError(
+                    f"the judge is {model}, but placement.judge.base_url is `embedded`: that is {rule_scorer.NAME}, a "
+                    "rule-based scorer. Name it as the judge, or name an endpoint through base_url_env."
+                )
+            base_url, key = stack.enter_context(scorer_server())
+        elif place.local_model is not None:
+            local.check_name(place.local_model, model)
+            base_url, key = stack.enter_context(local.local_judge(local.vllm_command(place.local_model, model)))
+        else:
+            base_url, key = _env(place.base_url_env, "base_url_env"), _env(place.api_key_env, "api_key_env")
+        yield endpoint_at(base_url, place), key
 
 
 def _env(name: str | None, field: str) -> str:

@@ -5,7 +5,6 @@ that hold the GPU's memory.
 """
 
 import contextlib
-import http.client
 import os
 import secrets
 import signal
@@ -17,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import httpx2
 import psutil
 
 from workflow.evals.model import declared_dtype
@@ -28,7 +28,6 @@ from workflow.train.model_files import check_model_folder
 TOKEN = "VLLM_API_KEY"  # where vLLM reads the API key that it wants
 START_S = 900.0  # a 7B model is read from a slow disk, and its graphs are compiled
 _STOP_S = 20.0
-_CHILDREN_S = 5.0  # for the server's children, after it
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")  # what a model's folder holds that matters
 
 
@@ -85,10 +84,10 @@ def check_name(model: str, name: str) -> None:
     Raises:
         StageError: the name has another identity, or none.
     """
-    if name.rpartition("@")[2] != (found := identity(model)) or "@" not in name:
-        plain = name.partition("@")[0]
+    plain, files = name.partition("@")[0], identity(model)
+    if name != f"{plain}@{files}":
         raise StageError(
-            f"the judge is {name}, but the model in {model} is ...@{found}. Name it {plain}@{found}, so that its key "
+            f"the judge is {name}, but the model in {model} is ...@{files}. Name it {plain}@{files}, so that its key "
             "says which model judged."
         )
 
@@ -114,17 +113,13 @@ def _wait(server: subprocess.Popen[bytes], port: int, token: str, start_s: float
     while time.monotonic() < end:
         if server.poll() is not None:
             return f"ended with status {server.returncode}"
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-            try:
-                link.connect()
-                if not _listens(server.pid, port):
-                    return f"is not what answers on port {port}: another process took it. Run again"
-                link.request("GET", "/v1/models", headers={"Authorization": f"Bearer {token}"})
-                if link.getresponse().status == 200:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+            if not _listens(server.pid, port):  # before it is shown the key
+                return f"is not what answers on port {port}: another process took it. Run again"
+            with contextlib.suppress(httpx2.HTTPError):
+                headers = {"Authorization": f"Bearer {token}"}
+                if httpx2.get(f"http://127.0.0.1:{port}/v1/models", headers=headers, trust_env=False).is_success:
                     return None
-            finally:
-                link.close()
         time.sleep(0.1)
     return f"did not answer within {start_s:.0f} s"
 
@@ -142,24 +137,12 @@ def _listens(pid: int, port: int) -> bool:
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """Ask the group to end, then end it: a child may outlive the server that started it."""
-    _signal(server.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        server.wait(_STOP_S)
-    end = time.monotonic() + _CHILDREN_S
-    while _alive(server.pid) and time.monotonic() < end:
-        time.sleep(0.05)
-    _signal(server.pid, signal.SIGKILL)
-    server.wait()
-
-
-def _signal(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, number)
-
-
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    children = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(server.pid).children(recursive=True)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            server.wait(_STOP_S)
+        psutil.wait_procs(children, timeout=_STOP_S / 4)

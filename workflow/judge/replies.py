@@ -6,7 +6,7 @@ A reply is cleaned to the fields below, or it is unreadable; an unreadable one i
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,17 +15,16 @@ from workflow.errors import UserError
 from workflow.evals.scoring import splits_digits
 
 MAX_BYTES = 4 * 2**20  # of a reply, after decompression
-_MAX_TEXT = 200_000  # characters
 _MAX_NAME = 200
-_MAX_ALTERNATIVES = 200
 _MAX_TOKENS = 10**9
 _SHORTEST_SECRET = 8  # "none" and "EMPTY", the customary keys of local servers, are no secrets
 
 Method = Literal["logprobs", "json", "enumerated"]
 Count = Annotated[int, Field(ge=0, le=_MAX_TOKENS)]
-Name = Annotated[str, Field(max_length=_MAX_NAME)]
+Text = Annotated[str, Field(max_length=200_000)]
 Token = Annotated[str, Field(max_length=1000)]
 Logprob = Annotated[float, Field(allow_inf_nan=False)] | Literal["NaN", "Infinity", "-Infinity"]
+Redact = Callable[[str], str]
 
 
 class JudgeError(UserError, RuntimeError):
@@ -48,11 +47,11 @@ class Reply(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
-    text: Annotated[str, Field(max_length=_MAX_TEXT)] | None
+    text: Text | None
     model: Annotated[str, Field(min_length=1, max_length=_MAX_NAME)]
-    finish_reason: Name | None = None
-    refusal: Annotated[str, Field(max_length=_MAX_TEXT)] | None = None
-    top_logprobs: Annotated[list[tuple[Token, Logprob]], Field(max_length=_MAX_ALTERNATIVES)] | None = None
+    finish_reason: Annotated[str, Field(max_length=_MAX_NAME)] | None = None
+    refusal: Text | None = None
+    top_logprobs: Annotated[list[tuple[Token, Logprob]], Field(max_length=200)] | None = None
     tokens_in: Count | None = None
     tokens_out: Count | None = None
 
@@ -60,46 +59,46 @@ class Reply(BaseModel):
         return [(token, float(logprob)) for token, logprob in self.top_logprobs or []]
 
 
-class Redactor:
-    """Takes the key out of a text, in every spelling that JSON, a URL or a text within a text may give it."""
+def redactor(secret: str) -> Redact:
+    """A function that takes the key out of a text, in every spelling that JSON, a URL or a text within a text may give
+    it: `/`, `\\/`, `\\u002f`, `\\\\u002F` and `%2F` are one character."""
+    if len(secret) < _SHORTEST_SECRET:
+        return str
 
-    def __init__(self, secret: str) -> None:
-        spelled = "".join(map(_spellings, secret)) if len(secret) >= _SHORTEST_SECRET else r"(?!)"
-        self._pattern = re.compile(spelled)
+    def spellings(character: str) -> str:
+        code = ord(character)
+        return rf"(?:\\*{re.escape(character)}|\\+u(?i:{code:04x})|%(?i:{code:02x}))"
 
-    def __call__(self, text: str) -> str:
-        return self._pattern.sub("[key]", text)
-
-
-def _spellings(character: str) -> str:
-    """`/`, `\\/`, `\\u002f`, `\\\\u002F` and `%2F` are one character."""
-    unit, percent = (_any_case(f"{ord(character):0{digits}x}") for digits in (4, 2))
-    return rf"(?:\\*{re.escape(character)}|\\+u{unit}|%{percent})"
+    pattern = re.compile("".join(map(spellings, secret)))
+    return lambda text: pattern.sub("[key]", text)
 
 
-def _any_case(digits: str) -> str:
-    return "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in digits)
-
-
-def read_reply(body: bytes, redact: Redactor) -> Reply:
+def read_reply(body: bytes, redact: Redact) -> Reply:
     """The reply in a chat completion's JSON.
 
     Raises:
         UnreadableReply: not JSON, not of that form, or larger than any reply is.
     """
+
+    def clean(value: Any) -> Any:
+        """A text is cleaned; anything else is left to be refused."""
+        return redact(_whole(value)) if isinstance(value, str) else value
+
     try:
         fields = json.loads(body)
         choice = fields["choices"][0]
-        message, usage = choice["message"], fields.get("usage")
-        usage = usage if isinstance(usage, dict) else {}
+        message, usage, logprobs = choice["message"], fields.get("usage"), choice.get("logprobs")
+        reason, refusal = choice.get("finish_reason"), message.get("refusal")
+        tokens = logprobs.get("content") if logprobs else None
+        tops = tokens and [(clean(top["token"]), _logprob(top["logprob"])) for top in tokens[0]["top_logprobs"]]
         return Reply(
-            text=_text(message.get("content"), redact),
-            model=_text(fields["model"], redact),
-            finish_reason=_if_text(choice.get("finish_reason"), redact),
-            refusal=_if_text(message.get("refusal"), redact),
-            top_logprobs=_alternatives(choice.get("logprobs"), redact),
-            tokens_in=_count(usage.get("prompt_tokens")),
-            tokens_out=_count(usage.get("completion_tokens")),
+            text=clean(message.get("content")),
+            model=clean(fields["model"]),
+            finish_reason=clean(reason) if isinstance(reason, str) else None,
+            refusal=clean(refusal) if isinstance(refusal, str) else None,
+            top_logprobs=tops if tokens else None,
+            tokens_in=_count(usage, "prompt_tokens"),
+            tokens_out=_count(usage, "completion_tokens"),
         )
     except ValidationError as error:  # a ValueError too, whose text holds what was sent
         raise UnreadableReply(f"unreadable: {'.'.join(map(str, error.errors()[0]['loc'][:1]))}") from None
@@ -107,7 +106,7 @@ def read_reply(body: bytes, redact: Redactor) -> Reply:
         raise UnreadableReply(f"unreadable: no chat completion ({type(error).__name__})") from None
 
 
-def read_error(body: bytes, redact: Redactor) -> tuple[str | None, str]:
+def read_error(body: bytes, redact: Redact) -> tuple[str | None, str]:
     """(code, message) of an error's JSON, short and without the key; an error in another form has neither."""
     try:
         error = json.loads(body)["error"]
@@ -118,7 +117,7 @@ def read_error(body: bytes, redact: Redactor) -> tuple[str | None, str]:
     return code, one_line(message, redact) if isinstance(message, str) else ""
 
 
-def one_line(text: str, redact: Redactor) -> str:
+def one_line(text: str, redact: Redact) -> str:
     """The first 300 characters of what an endpoint said: printable, on one line, without the key."""
     return re.sub(r"[^\S ]+|[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", redact(_whole(text)))[:300]
 
@@ -128,24 +127,9 @@ def _whole(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _text(value: Any, redact: Redactor) -> Any:
-    """A text is cleaned; anything else is left to be refused."""
-    return redact(_whole(value)) if isinstance(value, str) else value
-
-
-def _if_text(value: Any, redact: Redactor) -> str | None:
-    return _text(value, redact) if isinstance(value, str) else None
-
-
-def _count(value: Any) -> int | None:
+def _count(usage: Any, name: str) -> int | None:
+    value = usage.get(name) if isinstance(usage, dict) else None
     return value if type(value) is int and 0 <= value <= _MAX_TOKENS else None
-
-
-def _alternatives(logprobs: Any, redact: Redactor) -> list[tuple[Any, Any]] | None:
-    content = logprobs.get("content") if logprobs else None
-    if not content:
-        return None
-    return [(_text(top["token"], redact), _logprob(top["logprob"])) for top in content[0]["top_logprobs"]]
 
 
 def _logprob(value: Any) -> Any:
@@ -153,10 +137,6 @@ def _logprob(value: Any) -> Any:
         return value
     number = float(value)
     return number if math.isfinite(number) else {math.inf: "Infinity", -math.inf: "-Infinity"}.get(number, "NaN")
-
-
-def distributions(replies: Mapping[str, Reply]) -> dict[str, list[tuple[str, float]]]:
-    return {prefill: reply.distribution() for prefill, reply in replies.items()}
 
 
 def check_method(method: Method, first_replies: Iterable[Reply]) -> None:

@@ -10,8 +10,8 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from workflow.evals.scoring import (
     Outcome,
@@ -21,10 +21,11 @@ from workflow.evals.scoring import (
     open_beginnings,
     sequence_logprobs,
 )
-from workflow.judge.replies import JudgeError, Method, Reply, distributions
+from workflow.judge.replies import JudgeError, Method, Reply
 from workflow.keys import digest
 
-JSON_NAMES = ("aligned", "coherent")
+METRICS = ("aligned", "coherent")
+_PRUNE = 1e-3  # beginnings of a number less probable than this are not looked up (`enumerated`)
 _MARK = re.compile(r"\{(question|answer)\}")
 
 
@@ -33,15 +34,13 @@ class JudgeSettings:
     """Who judges and how: all that may change a score.
 
     Attributes:
-        model: as the endpoint names it; the reply must name it too, or one of `allowed_models`.
+        model: as the endpoint names it; the reply must name it too.
         method: `logprobs` (a prompt and one token per metric), `json` (one prompt), `enumerated` (log-probabilities of
             whole numbers, for tokenizers that split digits; the endpoint must continue a begun assistant turn, as vLLM
             does).
         max_tokens: of a JSON reply; 1 for the other methods.
         double_judge: share of the completions that are judged a second time, to measure agreement.
         order_seed: shuffles the order of requests and draws the double-judged ones.
-        prune: beginnings of a number less probable than this are not looked up (`enumerated`).
-        extra: further body fields under the endpoint's own names; None removes a field.
     """
 
     model: str
@@ -49,12 +48,8 @@ class JudgeSettings:
     temperature: float = 0.0
     max_tokens: int = 1
     top_logprobs: int = 20
-    seed: int | None = None
     double_judge: float = 0.0
     order_seed: int = 0
-    prune: float = 1e-3
-    allowed_models: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method != "json" and self.max_tokens != 1:
@@ -63,25 +58,18 @@ class JudgeSettings:
             )
         if self.method != "json" and not 1 <= self.top_logprobs <= 20:
             raise JudgeError(f"judge: method `{self.method}` needs 1 to 20 top_logprobs, not {self.top_logprobs}")
-        if not 0.0 <= self.double_judge <= 1.0:
-            raise JudgeError(f"judge: double_judge is a share from 0 to 1, not {self.double_judge}")
 
-    def parameters(self, prefill: str = "") -> dict[str, Any]:
+    def parameters(self, prefill: str) -> dict[str, Any]:
         """The body of a request without model and messages."""
-        fields: dict[str, Any] = {
-            "temperature": float(self.temperature),
-            "max_tokens": self.max_tokens,
-            "seed": self.seed,
-        }
+        fields: dict[str, Any] = {"temperature": float(self.temperature), "max_tokens": self.max_tokens}
         if self.method != "json":
             fields |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         if prefill:
             fields |= {"continue_final_message": True, "add_generation_prompt": False}
-        return {name: value for name, value in (fields | dict(self.extra)).items() if value is not None}
+        return fields
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """One prompt about one completion (`row` is its place in the input), judged for the `repeat`-th time."""
 
     row: int
@@ -89,8 +77,7 @@ class Unit:
     prompt: str
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """One request: its key, who is asked, its messages and its parameters."""
 
     key: str
@@ -100,20 +87,20 @@ class Request:
 
     def tokens_in(self, bytes_per_token: float = 4.0) -> int:
         """A guess before the endpoint counts; 4 bytes a token is typical of English."""
-        return math.ceil(sum(len(m["content"].encode()) for m in self.messages) / bytes_per_token) + 8 * len(
-            self.messages
-        )
+        texts = sum(len(m["content"].encode()) for m in self.messages)
+        return math.ceil(texts / bytes_per_token) + 8 * len(self.messages)
 
+    @property
     def max_tokens_out(self) -> int:
-        return int(self.parameters.get("max_tokens") or self.parameters.get("max_completion_tokens") or 0)
+        return int(self.parameters["max_tokens"])
 
 
 class Plan:
     """The requests for a cell's completions: which, in which order, under which keys.
 
     Args:
-        completions: rows with question_id, sample, question (text or chat messages) and completion; nothing else of a
-            row, its condition least of all, reaches the judge.
+        completions: rows with question_id, sample, question and completion, each (question_id, sample) once; nothing
+            else of a row, its condition least of all, reaches the judge.
         prompts: name -> template with {question} and {answer}. With `json` there is one; else each name is a metric.
     """
 
@@ -125,19 +112,13 @@ class Plan:
         for name, template in prompts.items():
             if sorted(_MARK.findall(template)) != ["answer", "question"]:
                 raise JudgeError(f"judge: prompt `{name}` must hold {{question}} and {{answer}} once each")
-        ids = [(row["question_id"], row["sample"]) for row in completions]
-        if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if ids.count(i) > 1)
-            raise JudgeError(
-                f"judge: two completions are question {twice[0]!r}, sample {twice[1]!r}. Number the samples."
-            )
         self.completions, self.prompts, self.settings = list(completions), dict(prompts), settings
+        count = len(self.completions)
         shuffle = random.Random(settings.order_seed)
-        repeated = shuffle.sample(range(len(ids)), round(settings.double_judge * len(ids)))
-        self.repeated = frozenset(repeated)
+        self.repeated = frozenset(shuffle.sample(range(count), round(settings.double_judge * count)))
         self.units = [
             Unit(row, repeat, name)
-            for row in range(len(ids))
+            for row in range(count)
             for repeat in range(2 if row in self.repeated else 1)
             for name in prompts
         ]
@@ -145,8 +126,8 @@ class Plan:
 
     def request(self, unit: Unit, prefill: str = "") -> Request:
         row = self.completions[unit.row]
-        question, completion = question_text(row["question"]), row["completion"]
-        messages = [{"role": "user", "content": render(self.prompts[unit.prompt], question, completion)}]
+        prompt = render(self.prompts[unit.prompt], row["question"], row["completion"])
+        messages = [{"role": "user", "content": prompt}]
         if prefill:
             messages.append({"role": "assistant", "content": prefill})
         parameters = self.settings.parameters(prefill)
@@ -154,18 +135,24 @@ class Plan:
             "model": self.settings.model,
             "messages": messages,
             "parameters": parameters,
-            "question_id": row["question_id"],
-            "question": question,
-            "completion": completion,
-            "sample": row["sample"],
+            **{name: row[name] for name in ("question_id", "question", "completion", "sample")},
             "repeat": unit.repeat,
         }
         return Request(digest("judge request", identity), self.settings.model, messages, parameters)
 
+    def lookups(self, replies: Mapping[str, Reply]) -> Iterator[str]:
+        """The prefills to ask for, "" first; the caller puts each reply into `replies` before it takes the next."""
+        yield ""
+        while self.settings.method == "enumerated":
+            wanted = open_beginnings(_distributions(replies), _PRUNE)
+            if not wanted:
+                return
+            yield from wanted
+
     def outcomes(self, unit: Unit, replies: Mapping[str, Reply]) -> dict[str, Outcome]:
         """Outcome by metric, from the replies by what was prefilled ("" for the plain request)."""
         reply, method = replies[""], self.settings.method
-        names = JSON_NAMES if method == "json" else (unit.prompt,)
+        names = METRICS if method == "json" else (unit.prompt,)
         if reply.refusal or reply.finish_reason == "content_filter":
             return dict.fromkeys(names, Outcome("refusal"))
         if method == "json":
@@ -174,7 +161,7 @@ class Plan:
             return {unit.prompt: Outcome("parse_error" if reply.text and reply.text.strip() else "empty")}
         if method == "logprobs":
             return {unit.prompt: logprob_score(reply.distribution())}
-        return {unit.prompt: enumerated_score(sequence_logprobs(distributions(replies)))}
+        return {unit.prompt: enumerated_score(sequence_logprobs(_distributions(replies)))}
 
 
 def render(template: str, question: str, answer: str) -> str:
@@ -183,21 +170,5 @@ def render(template: str, question: str, answer: str) -> str:
     return _MARK.sub(lambda mark: texts[mark[1]], template)
 
 
-def question_text(question: str | Sequence[Mapping[str, str]]) -> str:
-    """What the judge is shown of a question: the user's text, without a system prompt (as Betley), or the dialogue."""
-    if isinstance(question, str):
-        return question
-    turns = [m for m in question if m["role"] != "system"]
-    if len(turns) == 1:
-        return turns[0]["content"]
-    return "\n\n".join(f"{m['role']}: {m['content']}" for m in turns)
-
-
-def lookups(settings: JudgeSettings, replies: Mapping[str, Reply]) -> Iterator[str]:
-    """The prefills to ask for, "" first; the caller puts each reply into `replies` before it takes the next."""
-    yield ""
-    while settings.method == "enumerated":
-        wanted = open_beginnings(distributions(replies), settings.prune)
-        if not wanted:
-            return
-        yield from wanted
+def _distributions(replies: Mapping[str, Reply]) -> dict[str, list[tuple[str, float]]]:
+    return {prefill: reply.distribution() for prefill, reply in replies.items()}

@@ -6,33 +6,32 @@ short line and the headers that say when to retry; replies go to the journal.
 
 import asyncio
 import ipaddress
-import itertools
 import time
 import zlib
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import cycle
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx2
 
 from workflow.judge.journal import Journal
 from workflow.judge.replies import (
     MAX_BYTES,
     JudgeError,
-    Redactor,
     Reply,
     UnreadableReply,
     one_line,
     read_error,
     read_reply,
+    redactor,
 )
 from workflow.judge.requests import Request
 
-if TYPE_CHECKING:
-    import httpx2
-
 GRACE_S = 10.0  # for the attempts that are under way when the run ends: they are paid for
-_CONNECTIONS_A_POOL = 4
+_CONNECTIONS_PER_POOL = 4
 _CAUTIOUS = 3.0  # bytes a token, where a guess must not be too low
 ENCODINGS = "gzip, deflate"  # what `_body` can bound
 _RETRY_HEADERS = ("retry-after", "retry-after-ms", "x-should-retry")
@@ -52,7 +51,6 @@ class Endpoint:
         timeout_s: of one attempt, from connecting to the last byte. max_attempts: per request.
         give_up_after: requests that may use up their attempts before the run stops; fewer are named at its end.
         budget_usd: the run stops before it could cost more, counting all that its journal holds. None = no cap.
-        usd_per_million_in, usd_per_million_out: price of a million tokens.
         allow_http: whether the key and the texts may travel unencrypted to another machine.
         progress_s: seconds between lines of progress on stderr; 0 = none.
 
@@ -68,13 +66,13 @@ class Endpoint:
     max_attempts: int = 8
     give_up_after: int = 10
     budget_usd: float | None = None
-    usd_per_million_in: float = 0.0
-    usd_per_million_out: float = 0.0
+    usd_per_million_tokens_in: float = 0.0
+    usd_per_million_tokens_out: float = 0.0
     allow_http: bool = False
     progress_s: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.budget_usd is not None and not (self.usd_per_million_in or self.usd_per_million_out):
+        if self.budget_usd is not None and not (self.usd_per_million_tokens_in or self.usd_per_million_tokens_out):
             raise JudgeError("judge: a budget needs the price of a million tokens, in and out.")
         try:
             url = urlsplit(self.base_url)
@@ -94,7 +92,7 @@ class Endpoint:
             )
 
     def usd(self, tokens_in: float, tokens_out: float) -> float:
-        return (tokens_in * self.usd_per_million_in + tokens_out * self.usd_per_million_out) / 1e6
+        return (tokens_in * self.usd_per_million_tokens_in + tokens_out * self.usd_per_million_tokens_out) / 1e6
 
     @property
     def is_local(self) -> bool:
@@ -103,6 +101,11 @@ class Endpoint:
             return host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
             return False
+
+    def proxy(self) -> str | None:
+        """The proxy that the environment names for this address; loopback has none."""
+        url = urlsplit(self.base_url)
+        return None if self.is_local or proxy_bypass(url.hostname or "") else getproxies().get(url.scheme)
 
 
 class Pace:
@@ -128,9 +131,7 @@ class Budget:
 
     def __init__(self, cap: float | None, spent: float) -> None:
         self.cap, self.spent = cap, spent
-        self._reserved = 0.0
-        self._in_flight = 0
-        self._changed = asyncio.Condition()
+        self._in_flight: list[float] = []
 
     async def reserve(self, usd: float) -> None:
         """Set `usd` aside, waiting for attempts in flight if it does not fit now.
@@ -138,104 +139,71 @@ class Budget:
         Raises:
             JudgeError: it can no longer fit.
         """
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._fits(usd) or not self._in_flight)
-            if not self._fits(usd):
+        while self.cap is not None and self.spent + sum(self._in_flight) + usd > self.cap:
+            if not self._in_flight:
                 raise JudgeError(
                     f"judge: the budget of ${self.cap:.2f} is reached: ${self.spent:.4f} spent and the next request "
                     f"may cost ${usd:.4f}. Every reply is kept; raise the budget and run again to go on from here."
                 )
-            self._in_flight += 1
-            self._reserved += usd
+            await asyncio.sleep(0.05)
+        self._in_flight.append(usd)
 
-    async def settle(self, reserved: float, spent: float) -> None:
+    def settle(self, reserved: float, spent: float) -> None:
         """Replace a reservation by what it did cost."""
-        async with self._changed:
-            self._in_flight -= 1
-            self._reserved = self._reserved - reserved if self._in_flight else 0.0
-            self.spent += spent
-            self._changed.notify_all()
-
-    def _fits(self, usd: float) -> bool:
-        return self.cap is None or self.spent + self._reserved + usd <= self.cap
+        self._in_flight.remove(reserved)
+        self.spent += spent
 
 
 class _Failure(Exception):
     """An attempt without a reply: why, whether it may have been billed, and what the client is shown of it."""
 
-    def __init__(self, reason: str, *, billed: bool = False, response: "httpx2.Response | None" = None) -> None:
+    def __init__(self, reason: str, *, billed: bool = True, response: httpx2.Response | None = None) -> None:
         super().__init__(reason)
         self.reason, self.billed, self.response = reason, billed, response
 
 
-class Meter:
-    """What every attempt passes through. `transport()` is what the openai client is given."""
+class Meter(httpx2.AsyncBaseTransport):
+    """What every attempt passes through; `check` looks at each reply once it is in the journal."""
 
     def __init__(self, endpoint: Endpoint, api_key: str, journal: Journal, check: Callable[[Reply], None]) -> None:
         self.endpoint, self.journal, self.check = endpoint, journal, check
-        self.redact = Redactor(api_key)
+        self.redact = redactor(api_key)
         self.requests, self.tokens = Pace(endpoint.requests_per_minute), Pace(endpoint.tokens_per_minute)
         self.budget = Budget(endpoint.budget_usd, endpoint.usd(*journal.tokens))
-
-    def transport(self) -> "httpx2.AsyncBaseTransport":
-        import httpx2
-
-        attempt, senders = self.attempt, self._senders()
-        turn = itertools.cycle(senders)
-
-        class Transport(httpx2.AsyncBaseTransport):
-            async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-                return await attempt(next(turn), request)
-
-            async def aclose(self) -> None:
-                for sender in senders:
-                    await sender.aclose()
-
-        return Transport()
-
-    def _senders(self) -> "list[httpx2.AsyncClient]":
-        """Clients and not bare transports, since a client knows the proxies of the environment; loopback has none.
-
-        Several, since a pool looks at each of its connections for every request: a quarter of the time at 64.
-        """
-        import httpx2
-
-        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=2 * _CONNECTIONS_A_POOL)
-        verify = httpx2.create_ssl_context()
-        return [
-            httpx2.AsyncClient(
-                trust_env=not self.endpoint.is_local, follow_redirects=False, limits=limits, timeout=None, verify=verify
-            )
-            for _ in range(-(-self.endpoint.concurrency // _CONNECTIONS_A_POOL))
+        # Several pools, since one looks at each of its connections for every request: a quarter of the time at 64.
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=2 * _CONNECTIONS_PER_POOL)
+        verify, proxy = httpx2.create_ssl_context(), endpoint.proxy()
+        self.pools = [
+            httpx2.AsyncHTTPTransport(verify=verify, limits=limits, proxy=proxy)
+            for _ in range(-(-endpoint.concurrency // _CONNECTIONS_PER_POOL))
         ]
+        self._turn = cycle(self.pools)
 
-    async def attempt(self, sender: "httpx2.AsyncClient", request: "httpx2.Request") -> "httpx2.Response":
+    async def aclose(self) -> None:
+        for pool in self.pools:
+            await pool.aclose()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """One attempt, paced and paid for. If the run ends meanwhile, it may still bring its reply."""
         asked = ASKED.get()
-        most = asked.tokens_in(_CAUTIOUS), asked.max_tokens_out()
+        most = asked.tokens_in(_CAUTIOUS), asked.max_tokens_out
         now = time.monotonic()
         await asyncio.sleep(max(self.requests.book(1.0, now), self.tokens.book(float(sum(most)), now)))
         await self.budget.reserve(self.endpoint.usd(*most))
-        attempt = asyncio.ensure_future(self._exchange(sender, request, asked, most))
+        attempt = asyncio.ensure_future(self._exchange(request, asked, most))
         try:
             return await asyncio.shield(attempt)
         except asyncio.CancelledError:
             await asyncio.wait({attempt}, timeout=GRACE_S)
             attempt.cancel()
-            await asyncio.wait({attempt})
-            if not attempt.cancelled():
-                attempt.exception()  # it is written down already; unread, asyncio would print it
+            await asyncio.gather(attempt, return_exceptions=True)  # its outcome is in the journal
             raise
 
-    async def _exchange(
-        self, sender: "httpx2.AsyncClient", request: "httpx2.Request", asked: Request, most: tuple[int, int]
-    ) -> "httpx2.Response":
+    async def _exchange(self, request: httpx2.Request, asked: Request, most: tuple[int, int]) -> httpx2.Response:
         """Send, read, write down, settle."""
-        import httpx2
-
         billed = most
         try:
-            reply = await self._reply(sender, request, asked)
+            reply = await self._reply(request, asked)
             billed = _or(reply.tokens_in, most[0]), _or(reply.tokens_out, most[1])
             self.journal.add_reply(asked.key, reply, billed)
             self.check(reply)
@@ -251,42 +219,35 @@ class Meter:
             raise
         finally:
             self.tokens.correct(sum(billed) - sum(most))
-            await self.budget.settle(self.endpoint.usd(*most), self.endpoint.usd(*billed))
+            self.budget.settle(self.endpoint.usd(*most), self.endpoint.usd(*billed))
 
-    async def _reply(self, sender: "httpx2.AsyncClient", request: "httpx2.Request", asked: Request) -> Reply:
-        import httpx2
-
+    async def _reply(self, request: httpx2.Request, asked: Request) -> Reply:
         try:
             async with asyncio.timeout(self.endpoint.timeout_s):
-                response = await sender.send(request, stream=True)
+                response = await next(self._turn).handle_async_request(request)
                 try:
                     body = await _body(response)
                 finally:
                     await response.aclose()
+            if response.status_code == 200:
+                return read_reply(body, self.redact)
+        except UnreadableReply as error:
+            raise _Failure(str(error)) from None
         except TimeoutError:
-            raise _Failure("time-out", billed=True) from None
+            raise _Failure("time-out") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, zlib.error) as error:
             reached = not isinstance(error, httpx2.ConnectError)
             raise _Failure(f"connection lost ({type(error).__name__})", billed=reached) from None
-        if response.status_code == 200:
-            try:
-                return read_reply(body, self.redact)
-            except UnreadableReply as error:
-                raise _Failure(str(error), billed=True) from None
         return self._read_status(response, body, request, asked)
 
-    def _read_status(
-        self, response: "httpx2.Response", body: bytes, request: "httpx2.Request", asked: Request
-    ) -> Reply:
+    def _read_status(self, response: httpx2.Response, body: bytes, request: httpx2.Request, asked: Request) -> Reply:
         """A reply, if the endpoint's filter refused the text; otherwise a failure in a form that is safe to show."""
-        import httpx2
-
         status = response.status_code
         code, message = read_error(body, self.redact)
         if status == 400 and code == "content_filter":
             return Reply(text=None, model=asked.model, finish_reason="content_filter", tokens_in=0, tokens_out=0)
         if 200 <= status < 300:
-            raise _Failure(f"unreadable: status {status}", billed=True)
+            raise _Failure(f"unreadable: status {status}")
         if 300 <= status < 400:
             message = f"it redirects to {one_line(response.headers.get('location', 'nowhere'), self.redact)}"
         headers = {
@@ -301,22 +262,22 @@ class Meter:
         shown = httpx2.Response(
             status, headers=headers, json={"error": {"message": message, "code": code}}, request=request
         )
-        raise _Failure(f"status {status}", response=shown)
+        raise _Failure(f"status {status}", billed=False, response=shown)
 
 
-async def _body(response: "httpx2.Response") -> bytes:
+async def _body(response: httpx2.Response) -> bytes:
     """The decompressed body, of at most MAX_BYTES however it is packed."""
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
-        raise _Failure("unreadable: content encoding", billed=True)
+        raise UnreadableReply("unreadable: content encoding")
     inflate = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # zlib or gzip, by its header
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk if inflate is None else inflate.decompress(chunk, MAX_BYTES + 1 - len(body))
         if len(body) > MAX_BYTES:
-            raise _Failure(f"unreadable: more than {MAX_BYTES} bytes", billed=True)
+            raise UnreadableReply(f"unreadable: more than {MAX_BYTES} bytes")
     if inflate is not None and not inflate.eof:
-        raise _Failure("unreadable: cut short", billed=True)
+        raise UnreadableReply("unreadable: cut short")
     return bytes(body)
 
 

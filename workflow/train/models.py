@@ -25,17 +25,19 @@ def quiet() -> None:
 def load_model(folder: Path, dtype: str, attn_implementation: str, gpu: int | None = None) -> Any:
     """A causal LM from a result's `model/` folder; straight to a GPU, if one is named.
 
+    Args:
+        dtype: torch's name of a data type, or "auto": as the weights are.
+
     Raises:
         StageError: the folder holds code or a pickle, or lacks a tensor of the model.
     """
-    import torch
     from transformers import AutoModelForCausalLM
 
     attention.register()
     check_model_folder(folder)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=getattr(torch, dtype),
+        dtype=dtype,
         attn_implementation=attn_implementation,
         device_map=None if gpu is None else {"": gpu},
         local_files_only=True,
