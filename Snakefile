@@ -11,7 +11,7 @@ min_version("9.0")
 # Named only if no --configfile was given: Snakemake would merge the two.
 if not workflow.configfiles:
 
-    configfile: os.path.join(workflow.basedir, "config/config.yaml")
+    configfile: workflow.current_basedir.join("config/config.yaml").get_path_or_uri(secret_free=True)
 
 
 wildcard_constraints:

@@ -72,6 +72,15 @@ def test_a_fresh_clone_plans_the_full_matrix_before_anything_is_pinned(checkout,
     assert "/tbd" in output.stdout
 
 
+def test_both_ways_of_starting_plan_the_same(checkout):
+    """The catalogue of Snakemake workflows starts workflow/Snakefile."""
+    root, catalogue = (
+        run("snakemake", "-n", "all", *snakefile, "--cores", "all", cwd=checkout)
+        for snakefile in ((), ("--snakefile", "workflow/Snakefile"))
+    )
+    assert jobs(catalogue.stdout) == jobs(root.stdout) != {}
+
+
 def test_a_fresh_clone_lints(checkout):
     output = run("snakemake", "--lint", cwd=checkout)
     assert output.returncode == 0, output.stdout + output.stderr
