@@ -84,7 +84,7 @@ def pair_p(samples: FloatArray) -> FloatArray:
 
 def blocked_pair_p(means: FloatArray) -> FloatArray:
     """p of the ten pairs by the error that decides; means of checkpoints (n, conditions, seeds) -> (n, 10)."""
-    return np.stack([blocked.balanced_contrast(means, _pair_weights(a, b)).p() for a, b in PAIRS], axis=1)
+    return np.stack([blocked.closed_form(means, _pair_weights(a, b)).p() for a, b in PAIRS], axis=1)
 
 
 def pooled_p(means: FloatArray, a: int = 0, b: int = 1) -> FloatArray:
@@ -256,7 +256,7 @@ def blocks(sim: Simulation) -> list[list[str]]:
 
 
 def _decides(means: FloatArray) -> FloatArray:
-    return blocked.balanced_contrast(means, _pair_weights(0, 1)).p()
+    return blocked.closed_form(means, _pair_weights(0, 1)).p()
 
 
 def no_block(sim: Simulation) -> list[list[str]]:
@@ -275,7 +275,7 @@ def unequal(sim: Simulation) -> list[list[str]]:
     for pipelines in (3, 5, 10):
         means = components(sim, pipelines, EM_SEEDS, scale=SD_ARC)
         for name, a, b in (("the two widest", 0, 3), ("the widest and the narrowest", 0, 2), ("two narrow ones", 1, 2)):
-            decides = blocked.balanced_contrast(means, _pair_weights(a, b)).p()
+            decides = blocked.closed_form(means, _pair_weights(a, b)).p()
             p_values = (pooled_p(means, a, b), decides, separate_p(means, a, b))
             rows.append([f"{pipelines}, {name}", *(str(Rate.of(p < ALPHA)) for p in p_values)])
     return rows
@@ -308,7 +308,7 @@ def library(sim: Simulation) -> list[list[str]]:
     """The closed forms against the path of the report on 100 matrices: the largest difference of p."""
     means = components(Simulation(sim.rng, 100), 3, EM_SEEDS, shift=2.0, scale=SD_ARC)
     names = [str(c) for c in range(CONDITIONS)]
-    closed = blocked.balanced_contrast(means, _pair_weights(0, 1)).p()
+    closed = blocked.closed_form(means, _pair_weights(0, 1)).p()
     by_library = []
     for own in means:
         cells = {name: sample(row, PIPELINE_SEED, (1, 2, 3)) for name, row in zip(names, own, strict=True)}
