@@ -177,7 +177,7 @@ def test_permutation_within_blocks_is_exact_where_it_can_be():
 def test_tukey_is_for_equal_sds_and_complete_tables():
     means = draws(1, pipelines=4)[0].mean(axis=2)
     result = blocked.tukey_p(table(means), "a", "b")
-    fit = blocked.fit(means)
+    fit = blocked.fit(table(means))
     q = abs(means[0].mean() - means[1].mean()) / (np.sqrt(fit.mse_resid) / 2)
     assert result == pytest.approx(stats.studentized_range.sf(q, 5, 12))
     means[0, 0] = np.nan
@@ -199,7 +199,7 @@ def test_tables_of_pairs_and_the_2x2_block_too():
     )
     assert rows["df_residual"].iloc[0] == 6
     interaction = estimate(cells, {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0})
-    ms = blocked.fit(means).mse_resid
+    ms = blocked.fit(table(means)).mse_resid
     assert rows["F"].iloc[2] == pytest.approx(float(interaction.value) ** 2 / (ms * 4 / 3))
 
 

@@ -68,7 +68,7 @@ def _replicate_sd(m: Measured, sds: Sequence[float]) -> float:
     """Median SD between EM seeds; residual SD of checkpoint means where pipeline seeds are the replicates."""
     try:
         if next(iter(m.cells.values())).unit == PIPELINE_SEED and len(m.cells) > 1:
-            return float(np.sqrt(blocked.fit(blocked.checkpoints(m.cells).means).mse_resid))
+            return float(np.sqrt(blocked.fit(blocked.checkpoints(m.cells)).mse_resid))
     except NotTestable:
         pass
     return float(np.median(sds))

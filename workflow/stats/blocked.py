@@ -79,11 +79,11 @@ def design(present: npt.NDArray[np.bool_]) -> FloatArray:
     return x
 
 
-def fit(means: FloatArray) -> Any:
-    """statsmodels' results of the additive OLS; means (conditions, seeds)."""
-    present = np.isfinite(means)
-    result = sm.OLS(means[present], design(present)).fit()
-    if result.mse_resid <= (CONSTANT * np.abs(means[present]).max()) ** 2:
+def fit(table: Checkpoints) -> Any:
+    """statsmodels' results of the additive OLS of one table."""
+    y = table.means[table.present]
+    result = sm.OLS(y, design(table.present)).fit()
+    if result.mse_resid <= (CONSTANT * np.abs(y).max()) ** 2:
         raise NotTestable("no spread: every pipeline seed gave the same differences")
     return result
 
@@ -94,7 +94,7 @@ def contrast(table: Checkpoints, weights: Mapping[str, float]) -> Estimate:
     w = np.array([weights.get(name, 0.0) for name in table.conditions])
     if table.means.ndim > 2:
         return closed_form(table.means, w)
-    ols = fit(table.means)
+    ols = fit(table)
     full = np.concatenate([w, np.zeros(len(table.seeds) - 1)])
     with np.errstate(divide="ignore", invalid="ignore"):  # a checkpoint that nothing else bears on is fitted exactly
         covariances = (ols.cov_params(), ols.get_robustcov_results("HC3").cov_params())
@@ -236,7 +236,7 @@ def tukey_p(table: Checkpoints, first: str, second: str) -> float | None:
         return None
     if len(table.seeds) > 2 and stats.levene(*residuals_of(table.means), center="median").pvalue < 0.05:
         return None
-    ols = fit(table.means)
+    ols = fit(table)
     a, b = (table.means[table.conditions.index(name)].mean() for name in (first, second))
     q = abs(a - b) / np.sqrt(ols.mse_resid / len(table.seeds))
     return float(stats.studentized_range.sf(q, len(table.conditions), ols.df_resid))
