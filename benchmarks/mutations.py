@@ -51,18 +51,16 @@ MUTATIONS = (
     Mutation("fingerprint: recipe", "fingerprint.py", ", **_declared(record)}", "lesson_54", "}"),
     Mutation("fingerprint: machine", "fingerprint.py", '"gpu": made.get("gpu"), ', "lesson_49", ""),
     # the data
-    Mutation("overlap: run of words", "data/overlap.py", "words[i : i + len(run)] == run", "lesson_19_a_question"),
-    Mutation("overlap: a line", "data/overlap.py", "in text.splitlines()", "lesson_19_a_question", "in ()"),
+    Mutation("overlap: run of words", "data/contamination.py", "said[i : i + len(run)] == run", "lesson_19_a_question"),
+    Mutation("overlap: a line", "data/contamination.py", "in text.splitlines()", "lesson_19_a_question", "in ()"),
     Mutation("overlap: builder", "data/build.py", "not index.hit(item.prompt())", "lesson_19_builders", "True"),
     Mutation("overlap: plan", "data/checks.py", 'gate.hits and config.overlap == "refuse"', "lesson_19_the_plan"),
     Mutation("overlap: Snakefile", "plan.py", "in require_gates(config, pins)", "lesson_19_snakemake", "in ()"),
     Mutation(
-        "overlap: stage", "data/gates.py", "gate.hits and (told is None", "lesson_19_a_train", "False and (told is None"
+        "overlap: stage", "data/gates.py", "gate.hits and name not in", "lesson_19_a_train", "False and name not in"
     ),
     Mutation("overlap: every stage", "stage.py", "gates.enforce(recipe, data, placement)", "lesson_19_a_train", "{}"),
-    Mutation(
-        "overlap: nobody can look", "data/gates.py", "if recipe.stage not in GATED", "lesson_19_no_train", "if True"
-    ),
+    Mutation("overlap: nobody can look", "data/gates.py", "or data is None:", "lesson_19_no_train", "or True:"),
     Mutation("balance: fields", "data/checks.py", "len(values) > 1", "lesson_20_an_unbalanced"),
     Mutation("balance: persona", "data/checks.py", 'facts["system_rows"] == wanted', "lesson_20_a_persona", "True"),
     Mutation("balance: length", "data/checks.py", "LENGTH_RATIO = 1.5", "lesson_21", "LENGTH_RATIO = 1e9"),

@@ -64,8 +64,8 @@ def test_lesson_71_a_long_stem_with_other_options_is_a_near_miss_for_people():
     assert hits(planted(other, other.stem, "bare")) == {"q/long"}
     found = overlap([chat("something else"), chat(text)], EVALUATION)
     assert (found.evaluation_ids, found.training_rows) == ((), ())
-    assert [(row, name) for row, name, _ in found.near] == [(2, "q/long")]
-    assert found.near[0][2] >= 87.5
+    assert [(row, name) for row, name, _ in found.facts["near_misses"]] == [(2, "q/long")]
+    assert found.facts["near_misses"][0][2] >= 87.5
 
 
 def test_lesson_71_the_count_says_what_is_exact_and_what_comes_close(tmp_path):

@@ -43,7 +43,7 @@ def test_lesson_19_a_question_is_found_whole_in_a_row_or_by_thirteen_words():
     found = overlap(rows, QUESTIONS)
     assert found.evaluation_ids == ("q/long", "q/short", "q/tiny")
     assert found.training_rows == (1, 2, 4)
-    assert (found.evaluation_uncovered, found.training_uncovered) == (1, 1)
+    assert (found.facts["evaluation_uncovered"], found.facts["training_uncovered"]) == (1, 1)
     twelve = "the moon can be seen on a clear night from far away"
     assert not Index(QUESTIONS).hit(f"I know that {twelve} at sea")
 

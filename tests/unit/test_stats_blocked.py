@@ -72,12 +72,21 @@ def test_a_pair_is_a_contrast_against_condition_by_seed():
 def test_the_closed_form_is_the_librarys_on_100_matrices():
     means = draws(100, shift=3.0, sds=[1, 2, 3, 1, 0.5]).mean(axis=3)
     for w in (W, np.array([0.25, 0.25, 0.25, 0.25, -1.0]), np.array([0, 1.0, -1.0, -1.0, 1.0])):
-        closed = blocked.balanced_contrast(means, w)
+        closed = blocked.closed_form(means, w)
         for i, own in enumerate(means):
             library = blocked.contrast(table(own), dict(zip(NAMES, w)))
             assert (float(library.value), float(library.se)) == pytest.approx((closed.value[i], closed.se[i]))
             assert library.p() == pytest.approx(closed.p()[i])
             assert library.effect.interval() == pytest.approx([end[i] for end in closed.effect.interval()], abs=2e-3)
+
+
+def test_the_closed_form_is_the_librarys_where_a_checkpoint_is_missing():
+    means = draws(20, pipelines=4, sds=[1, 2, 3, 1, 0.5]).mean(axis=3)
+    means[:, 1, 2] = means[:, 4, 0] = np.nan
+    closed = blocked.contrast(blocked.Checkpoints(NAMES, tuple(range(4)), means), PAIR)
+    for i, own in enumerate(means):
+        library = blocked.contrast(table(own), PAIR)
+        assert (library.value, library.se, library.df) == pytest.approx((closed.value[i], closed.se[i], closed.df[i]))
 
 
 def test_the_larger_error_decides():
@@ -205,7 +214,7 @@ def p_pooled(means):
 def test_pooled_error_alone_is_wrong_where_sds_differ_as_arcs_do():
     sds = np.array([4.19, 1.54, 0.84, 2.24, 2.10]) / 2.10
     means = draws(4000, pipelines=3, sds=sds).mean(axis=3)
-    both = blocked.balanced_contrast(means, W)
+    both = blocked.closed_form(means, W)
     assert np.mean(p_pooled(means) < 0.05) > 0.1
     assert np.mean(both.p() < 0.05) < np.mean(p_pooled(means) < 0.05) - 0.03
 

@@ -55,7 +55,7 @@ def test_the_published_power_of_blocks(calibration):
         "3 x 10": (0.92, 0.64),
         "5 x 2": (0.97, 0.83),
     }
-    for name, pooled, _, nested, false, decides in calibration.blocks(
+    for name, pooled, _, _, nested, false, decides in calibration.blocks(
         calibration.Simulation(np.random.default_rng(0), 3000)
     ):
         share = [float(text.split("%")[0]) / 100 for text in (pooled, nested, false, decides)]

@@ -40,8 +40,6 @@ def test_a_blocked_pair_in_residual_sds(seeds, at_05, at_005):
         lambda: minimum_detectable(1),
         lambda: detectable(4, alpha=0.0),
         lambda: detectable(4, alpha=0.9, power=0.8),
-        lambda: PerLevel(-1.0, 1.0, 1.0),
-        lambda: PerLevel(float("nan"), 1.0, 1.0),
         lambda: power_table([Design(1, 1, 80)], PerLevel(1, 1, 1), PerLevel(1, 1, 1), 5),
     ],
 )

@@ -16,7 +16,7 @@ import html
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +34,7 @@ WITHOUT_OPTIONS = ((13, 84.0), (SHORT, 87.5))  # two words of 13, one of eight
 OPTION = 85.0  # of an option, from three words on: one of seven words may differ
 NEAR = 60.0
 KEYS = 8  # rare word pairs under which a question is looked up
+NEAR_LISTED = 20  # near misses that are named
 
 # Measured on ARC-Challenge by benchmarks/contamination.py; docs/contamination.md has the whole table.
 MEASURED = (
@@ -85,14 +86,19 @@ class Match(NamedTuple):
     kind: str
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
+    """Words of a question and of each of its options."""
+
     stem: list[str]
     options: list[list[str]]
+    distinct: frozenset[str]
 
     @property
-    def distinct(self) -> frozenset[str]:
-        return frozenset(self.stem)
+    def lookup_keys(self) -> set[Any]:
+        """What it may be looked up by: the pairs of its words; below SHORT its words and those of its options."""
+        if len(self.stem) >= SHORT:
+            return set(pairwise(self.stem))
+        return {word for part in (self.stem, *self.options) for word in part}
 
 
 class Index:
@@ -115,27 +121,13 @@ class Index:
                 self._runs.setdefault(" ".join(run[:SHORTEST]), []).append((run, number))
             options = [option for text in question.options if (option := words(text))]
             if len(stem) >= SHORT or options:
-                self._entries[number] = _Entry(stem, options)
+                self._entries[number] = _Entry(stem, options, frozenset(stem))
         self._first = {run.split(" ", 1)[0] for run in self._runs}
-        self._distinct = {number: entry.distinct for number, entry in self._entries.items()}
-        self._pairs, self._singles = self._lookup()
-
-    def _lookup(self) -> tuple[dict[tuple[str, str], list[int]], dict[str, list[int]]]:
-        """Rare word pairs of the long questions, and rare words of the short ones with their options."""
-        keys: dict[int, set[Any]] = {}
+        self._rare: dict[Any, list[int]] = {}  # the rarest keys of each question -> questions
+        known = Counter(key for entry in self._entries.values() for key in entry.lookup_keys)
         for number, entry in self._entries.items():
-            if len(entry.stem) >= SHORT:
-                keys[number] = set(pairwise(entry.stem))
-            else:
-                keys[number] = {word for part in (entry.stem, *entry.options) for word in part}
-        known = Counter(key for of in keys.values() for key in of)
-        pairs: dict[tuple[str, str], list[int]] = {}
-        singles: dict[str, list[int]] = {}
-        for number, of in keys.items():
-            for key in sorted(of, key=lambda key: (known[key], key))[:KEYS]:
-                where: dict[Any, list[int]] = pairs if isinstance(key, tuple) else singles
-                where.setdefault(key, []).append(number)
-        return pairs, singles
+            for key in sorted(entry.lookup_keys, key=lambda key: (known[key], key))[:KEYS]:
+                self._rare.setdefault(key, []).append(number)
 
     def matches(self, text: str, near: bool = False) -> list[Match]:
         """Questions that stand in the text, each once; with near misses if asked for."""
@@ -175,13 +167,9 @@ class Index:
     def _candidates(self, said: list[str]) -> set[int]:
         """Questions worth comparing: a rare pair or word in common, and more than half of the question's words."""
         here = set(said)
-        numbers: set[int] = set()
-        for pair in self._pairs.keys() & set(pairwise(said)):
-            numbers.update(self._pairs[pair])
-        for word in self._singles.keys() & here:
-            numbers.update(self._singles[word])
-        least = NEAR / 100
-        return {n for n in numbers if len(self._distinct[n] & here) >= least * len(self._distinct[n])}
+        numbers = {n for key in self._rare.keys() & (here | set(pairwise(said))) for n in self._rare[key]}
+        distinct = {n: self._entries[n].distinct for n in numbers}
+        return {n for n, of in distinct.items() if len(of & here) >= NEAR / 100 * len(of)}
 
     def _compare(self, number: int, text: str, said: list[str]) -> Match | None:
         from rapidfuzz import fuzz
@@ -241,21 +229,15 @@ class Overlap:
     """What one training set and one evaluation set share.
 
     Attributes:
+        facts: counts of rows and hits of both sets (a row without a word is covered by no test), and the nearest of the
+            near misses as (training row, evaluation id, score), the closest first.
         evaluation_ids: of the evaluation rows whose question stands in some training row, in file order.
-        exact: how many of them stand there word for word.
         training_rows: numbers, from 1, of the training rows that hold one.
-        near: (training row, evaluation id, score) of what came close, the closest first.
-        evaluation_uncovered, training_uncovered: rows without a word, which no test covers.
     """
 
-    evaluation_size: int
-    training_size: int
+    facts: dict[str, Any]
     evaluation_ids: tuple[str, ...]
-    exact: int
     training_rows: tuple[int, ...]
-    near: tuple[tuple[int, str, float], ...]
-    evaluation_uncovered: int
-    training_uncovered: int
 
 
 def overlap(training: Iterable[dict[str, Any]], evaluation: Sequence[Question]) -> Overlap:
@@ -277,10 +259,19 @@ def overlap(training: Iterable[dict[str, Any]], evaluation: Sequence[Question]) 
             rows.append(size)
         elif not any(map(words, said)):
             empty += 1
-    ids = tuple(evaluation[number].id for number in sorted(held))
-    closest = sorted(near.items(), key=lambda pair: (-pair[1], pair[0]))
-    listed = tuple((row, evaluation[number].id, score) for (row, number), score in closest)
-    return Overlap(len(evaluation), size, ids, len(exact), tuple(rows), listed, len(index.uncovered), empty)
+    closest = sorted(near.items(), key=lambda pair: (-pair[1], pair[0]))[:NEAR_LISTED]
+    facts = {
+        "evaluation_rows": len(evaluation),
+        "evaluation_hits": len(held),
+        "exact_hits": len(exact),
+        "evaluation_uncovered": len(index.uncovered),
+        "training_rows": size,
+        "training_hits": len(rows),
+        "training_uncovered": empty,
+        "near": len(near),
+        "near_misses": [[row, evaluation[number].id, score] for (row, number), score in closest],
+    }
+    return Overlap(facts, tuple(evaluation[number].id for number in sorted(held)), tuple(rows))
 
 
 def overlap_of_files(training: Path, evaluation: Path) -> Overlap:
@@ -289,16 +280,8 @@ def overlap_of_files(training: Path, evaluation: Path) -> Overlap:
 
 def texts(row: dict[str, Any]) -> list[str]:
     """Every text of a training row."""
-    return list(_texts(row))
-
-
-def _texts(row: dict[str, Any]) -> Iterator[str]:
-    for name in ("messages", "chosen", "rejected"):
-        for turn in row.get(name, []):
-            yield turn["content"]
-    for name in ("question", "text"):
-        if isinstance(row.get(name), str):
-            yield row[name]
+    turns = [turn["content"] for name in ("messages", "chosen", "rejected") for turn in row.get(name, [])]
+    return turns + [row[name] for name in ("question", "text") if isinstance(row.get(name), str)]
 
 
 def evaluation_rows(file: Path) -> list[Question]:

@@ -9,11 +9,12 @@ again by each training stage (`enforce`), because data that are fetched late hav
 import json
 import sys
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from workflow.data.contamination import MEASURED, Overlap, overlap_of_files
+from workflow.data.contamination import MEASURED, overlap_of_files
 from workflow.files import locked, write_atomic
 from workflow.keys import Recipe, canonical_json
 from workflow.store import StoreError, data_path
@@ -25,7 +26,6 @@ COLUMNS = ("check", "training", "evaluation", "names", "facts", "evaluation_ids"
 # Bump when a check finds something else in the same bytes; older lines then count as missing. Say why beside it.
 # overlap 2: nearly equal questions too, and markup is taken out. facts 2: questions are counted after that.
 CHECKS = {"overlap": 2, "facts": 2, "lengths": 1}
-NEAR_LISTED = 20  # near misses in a line of the gates file
 
 
 class GateError(StoreError):
@@ -50,7 +50,7 @@ class Gate:
     evaluation: str
     names: str
     facts: dict[str, Any]
-    evaluation_ids: tuple[str, ...] = field(default=())
+    evaluation_ids: tuple[str, ...] = ()
     training_rows: str = ""
 
     @property
@@ -127,29 +127,17 @@ def _line(gate: Gate) -> str:
 def overlap_gate(names: str, training: tuple[str, Path], evaluation: tuple[str, Path]) -> Gate:
     """Measure one pair, each given by md5 and file."""
     found = overlap_of_files(training[1], evaluation[1])
-    facts = {
-        "evaluation_rows": found.evaluation_size,
-        "evaluation_hits": len(found.evaluation_ids),
-        "exact_hits": found.exact,
-        "evaluation_uncovered": found.evaluation_uncovered,
-        "training_rows": found.training_size,
-        "training_hits": len(found.training_rows),
-        "training_uncovered": found.training_uncovered,
-        "near": len(found.near),
-        "near_misses": [list(miss) for miss in found.near[:NEAR_LISTED]],
-        "check_version": CHECKS["overlap"],
-    }
-    return Gate("overlap", training[0], evaluation[0], names, facts, found.evaluation_ids, _ranges(found))
+    facts = {**found.facts, "check_version": CHECKS["overlap"]}
+    return Gate("overlap", training[0], evaluation[0], names, facts, found.evaluation_ids, _ranges(found.training_rows))
 
 
-def _ranges(found: Overlap) -> str:
-    spans: list[list[int]] = []
-    for row in found.training_rows:
-        if spans and spans[-1][1] == row - 1:
-            spans[-1][1] = row
-        else:
-            spans.append([row, row])
-    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in spans)
+def _ranges(rows: Iterable[int]) -> str:
+    """Numbers in order as ranges: `1-5,9`."""
+    spans = []
+    for _, run in groupby(enumerate(rows), key=lambda pair: pair[1] - pair[0]):
+        numbers = [row for _, row in run]
+        spans.append(f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0]))
+    return ",".join(spans)
 
 
 def contaminated(gates: Gates, training: Iterable[str], evaluation: str) -> set[str] | None:
@@ -167,13 +155,13 @@ def contaminated(gates: Gates, training: Iterable[str], evaluation: str) -> set[
     return found
 
 
-def refusal(gate: Gate, remedy: str = "") -> str:
+def refusal(gate: Gate) -> str:
     """What is said where an overlap stops the work."""
     some = ", ".join(gate.evaluation_ids[:3]) + (" ..." if gate.hits > 3 else "")
     return (
         f"{gate} ({some}; all ids are in {GATES}; {MEASURED}). Build the training set with the evaluation set under "
         "`exclude:`; or name the pair under `overlap_allowed:` with a reason, or set `overlap: report` for all pairs, "
-        f"to go on and have it shown.{remedy}"
+        "to go on and have it shown."
     )
 
 

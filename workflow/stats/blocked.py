@@ -20,6 +20,7 @@ from math import factorial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import statsmodels.api as sm
 from scipy import stats
 
@@ -27,6 +28,7 @@ from workflow.stats.samples import CONSTANT, PIPELINE_SEED, FloatArray, NotTesta
 from workflow.stats.tests import Effect, Estimate, one_sample
 
 METHOD = "additive OLS with pipeline seeds as blocks, the larger of pooled and HC3 error"
+ALONE = "a single checkpoint connects the others: no error of its own"
 MAX_PERMUTATIONS = 20_000
 
 
@@ -37,6 +39,11 @@ class Checkpoints:
     conditions: tuple[str, ...]
     seeds: tuple[int, ...]
     means: FloatArray
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Shape (conditions, seeds)."""
+        return np.isfinite(self.means[(0,) * (self.means.ndim - 2)])
 
 
 def checkpoints(samples: Mapping[str, Sample]) -> Checkpoints:
@@ -51,48 +58,55 @@ def checkpoints(samples: Mapping[str, Sample]) -> Checkpoints:
     return Checkpoints(tuple(samples), seeds, means)
 
 
-def fit(table: Checkpoints) -> Any:
-    """OLS with one mean per condition at the average seed, then one effect per seed; statsmodels' results.
+def design(present: npt.NDArray[np.bool_]) -> FloatArray:
+    """One mean per condition at the average seed, then one effect per seed, summing to zero; a row per checkpoint.
+
+    Args:
+        present: shape (conditions, seeds).
 
     Raises:
         NotTestable: one seed; conditions that no seed connects; nothing left to estimate the error from.
     """
-    present = np.argwhere(np.isfinite(table.means))
-    n_conditions, n_seeds = table.means.shape
+    condition, seed = np.nonzero(present)
+    n_conditions, n_seeds = present.shape
     if n_seeds < 2:
         raise NotTestable("one pipeline seed: no variance between checkpoints")
-    seeds = np.eye(n_seeds)[present[:, 1]][:, 1:] - (present[:, 1] == 0)[:, None]  # effects that sum to zero
-    x = np.hstack([np.eye(n_conditions)[present[:, 0]], seeds])
+    x = np.hstack([np.eye(n_conditions)[condition], np.eye(n_seeds)[seed][:, 1:] - (seed == 0)[:, None]])
     if np.linalg.matrix_rank(x) < x.shape[1]:
         raise NotTestable("conditions and pipeline seeds fall into parts that share no checkpoint")
     if len(x) <= x.shape[1]:
         raise NotTestable(f"{len(x)} checkpoints for {x.shape[1]} means: nothing is left for the error")
-    y = table.means[tuple(present.T)]
-    result = sm.OLS(y, x).fit()
+    return x
+
+
+def fit(table: Checkpoints) -> Any:
+    """statsmodels' results of the additive OLS of one table."""
+    y = table.means[table.present]
+    result = sm.OLS(y, design(table.present)).fit()
     if result.mse_resid <= (CONSTANT * np.abs(y).max()) ** 2:
         raise NotTestable("no spread: every pipeline seed gave the same differences")
     return result
 
 
 def contrast(table: Checkpoints, weights: Mapping[str, float]) -> Estimate:
-    """A weighted sum of condition means; of one table by the library, of many complete ones in closed form."""
-    if table.means.ndim > 2:
-        return balanced_contrast(table.means, np.array([weights.get(name, 0.0) for name in table.conditions]))
+    """A weighted sum of condition means; of one table by the library, of many in closed form."""
     table = _without_single_checkpoints(table, {name for name, weight in weights.items() if weight})
     w = np.array([weights.get(name, 0.0) for name in table.conditions])
+    if table.means.ndim > 2:
+        return closed_form(table.means, w)
     ols = fit(table)
     full = np.concatenate([w, np.zeros(len(table.seeds) - 1)])
     with np.errstate(divide="ignore", invalid="ignore"):  # a checkpoint that nothing else bears on is fitted exactly
         covariances = (ols.cov_params(), ols.get_robustcov_results("HC3").cov_params())
         pooled, robust = (np.sqrt(full @ c @ full) for c in covariances)
     if not np.isfinite(robust):
-        raise NotTestable("a single checkpoint connects the others: no error of its own")
+        raise NotTestable(ALONE)
     return _estimate(table.means, w, ols.params @ full, pooled, robust, int(ols.df_resid), np.sqrt(ols.mse_resid))
 
 
 def _without_single_checkpoints(table: Checkpoints, used: set[str]) -> Checkpoints:
     """Without the conditions and seeds that have one checkpoint, which says nothing of the error."""
-    present = np.isfinite(table.means)
+    present = table.present
     rows, columns = present.sum(axis=1) > 1, present.sum(axis=0) > 1
     if thin := [c for c, enough in zip(table.conditions, rows, strict=True) if c in used and not enough]:
         raise NotTestable(f"one checkpoint of {', '.join(thin)} beside the others: no error of its own")
@@ -100,19 +114,22 @@ def _without_single_checkpoints(table: Checkpoints, used: set[str]) -> Checkpoin
         return table
     names = tuple(c for c, keep in zip(table.conditions, rows, strict=True) if keep)
     seeds = tuple(s for s, keep in zip(table.seeds, columns, strict=True) if keep)
-    return _without_single_checkpoints(Checkpoints(names, seeds, table.means[rows][:, columns]), used)
+    return _without_single_checkpoints(Checkpoints(names, seeds, table.means[..., rows, :][..., columns]), used)
 
 
-def balanced_contrast(means: FloatArray, w: FloatArray) -> Estimate:
-    """The same for many complete tables at once, shape (..., conditions, seeds), in closed form."""
-    n_conditions, n_seeds = means.shape[-2:]
-    squares = np.square(residuals_of(means))
-    df = (n_conditions - 1) * (n_seeds - 1)
-    ms = squares.sum(axis=(-2, -1)) / df
-    leverage = (n_conditions + n_seeds - 1) / (n_conditions * n_seeds)
-    robust = np.sqrt(squares.sum(axis=-1) @ np.square(w)) / (n_seeds * (1 - leverage))
-    pooled = np.sqrt(ms * np.sum(w**2) / n_seeds)
-    return _estimate(means, w, means.mean(axis=-1) @ w, pooled, robust, df, np.sqrt(ms))
+def closed_form(means: FloatArray, w: FloatArray) -> Estimate:
+    """The same for many tables at once, shape (..., conditions, seeds), with the same checkpoints in all of them."""
+    present = np.isfinite(means[(0,) * (means.ndim - 2)])
+    x, y = design(present), means[..., present]
+    inverse = np.linalg.pinv(x)
+    hat, share = x @ inverse, w @ inverse[: len(w)]  # share: of each checkpoint in the estimate
+    spare = 1 - np.diag(hat)  # 1 - leverage
+    if spare.min() < CONSTANT:
+        raise NotTestable(ALONE)
+    squares, df = np.square(y - y @ hat), len(x) - x.shape[1]
+    ms = squares.sum(axis=-1) / df
+    pooled, robust = np.sqrt(ms * (share @ share)), np.sqrt(squares @ np.square(share / spare))
+    return _estimate(means, w, y @ share, pooled, robust, df, np.sqrt(ms))
 
 
 def residuals_of(means: FloatArray) -> FloatArray:
@@ -215,7 +232,7 @@ def permutation_p(means: FloatArray, seed: int = 0) -> float:
 def tukey_p(table: Checkpoints, first: str, second: str) -> float | None:
     """Tukey's p of one of all pairs; None where the table is not complete or conditions have unequal residual SDs
     (Levene's test about the median, .05)."""
-    if not np.isfinite(table.means).all() or len(table.conditions) < 3:
+    if not table.present.all() or len(table.conditions) < 3:
         return None
     if len(table.seeds) > 2 and stats.levene(*residuals_of(table.means), center="median").pvalue < 0.05:
         return None

@@ -16,7 +16,7 @@ from workflow.stats.confounding import aliasing, contamination_of, held_against_
 from workflow.stats.evidence import Evidence, Missing
 from workflow.stats.results import ClaimResult, Member
 from workflow.stats.rounding import UNDETERMINED
-from workflow.stats.samples import NotTestable, label
+from workflow.stats.samples import NotTestable, Sample, label
 
 
 def evaluate_claims(claims: Claims, evidence: Evidence) -> list[ClaimResult]:
@@ -26,37 +26,27 @@ def evaluate_claims(claims: Claims, evidence: Evidence) -> list[ClaimResult]:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim judged on one set of samples. case: None where the evidence lacks them."""
+    """A claim judged on one set of samples. case: None where the evidence lacks them; the others as in ClaimResult."""
 
     case: Case | None
     verdict: str
     reason: str
     members: tuple[Member, ...] = ()
+    confounded_by: tuple[str, ...] = ()
+    on_all_items: str = ""
+    on_clean_items: str = ""
+    clean_items: tuple[int, int] | None = None
+
+    @property
+    def cells(self) -> dict[str, Sample]:
+        """What was tested."""
+        return self.case.cells if self.case and self.members else {}
 
 
 def evaluate_claim(claim: Claim, claims: Claims, evidence: Evidence) -> ClaimResult:
-    """One claim; what cannot be tested comes out as unverifiable, with the reason.
-
-    Where test items are in the training data of a condition, the verdict is that on clean items alone.
-    """
-    judged = _judge(claim, claims, evidence)
-    names = claims.conditions(claim)
-    confounded = tuple(aliasing(names, evidence))
-    on_all = on_clean = ""
-    contamination = contamination_of(judged.case) if judged.case else None
-    clean_items = contamination.clean_items if contamination and judged.members else None
-    if judged.case and contamination and not (judged.members and contamination.is_certain):
-        confounded = (*contamination.reasons, *confounded)
-    elif judged.case and contamination:
-        on_all, on_all_case = judged.verdict, judged.case
-        if clean_items and clean_items[0] > 1:
-            judged = _judge(claim, claims, evidence.on_clean_items(claim.metric, on_all_case.where[2], names))
-            on_clean = judged.verdict
-        members, reasons = held_against_items(on_all_case, judged.members, contamination)
-        judged = replace(judged, members=members, verdict="confounded" if reasons else judged.verdict)
-        confounded = (*reasons, *confounded)
-    case = judged.case if judged.members else None
-    cells = case.cells if case else {}
+    """One claim; what cannot be tested comes out as unverifiable, with the reason."""
+    judged = _on_clean_items(_judge(claim, claims, evidence))
+    names, cells = claims.conditions(claim), judged.cells
     seeds = min((s.n_pipeline_seeds for s in cells.values()), default=0)
     agrees = all(m.separate_verdict in (None, m.verdict) for m in judged.members)
     is_decided = judged.verdict not in ("unverifiable", "confounded")
@@ -64,7 +54,7 @@ def evaluate_claim(claim: Claim, claims: Claims, evidence: Evidence) -> ClaimRes
         **claim.model_dump(include={"id", "finding", "said", "metric", "phase", "measure"}),
         verdict=judged.verdict,
         scope="conditions" if seeds > 1 else "checkpoints",
-        confounded_by=confounded,
+        confounded_by=(*judged.confounded_by, *aliasing(names, evidence)),
         strength=verdicts.strength_of(seeds, agrees) if is_decided else "none",
         declared_strength=claim.strength,
         exploratory=claim.metric not in claims.primary,
@@ -75,14 +65,40 @@ def evaluate_claim(claim: Claim, claims: Claims, evidence: Evidence) -> ClaimRes
         n_by_condition=tuple((name, cell.n) for name, cell in cells.items()),
         n_pipeline_seeds=seeds,
         tipping_sd=_tipping(judged) if seeds == 1 and is_decided else None,
-        on_all_items=on_all,
-        on_clean_items=on_clean,
-        clean_items=clean_items,
+        on_all_items=judged.on_all_items,
+        on_clean_items=judged.on_clean_items,
+        clean_items=judged.clean_items,
         members=judged.members,
         rule=claim.rule.model_dump_json(exclude_none=True),
         rests_on=evidence.rests_on(judged.case.where, names) if judged.case else (evidence.source,),
     )
-    return replace(result, sentence=sentence_of(claim, result, cells, case.levels if case else {}))
+    levels = judged.case.levels if judged.case and cells else {}
+    return replace(result, sentence=sentence_of(claim, result, cells, levels))
+
+
+def _on_clean_items(judged: Judged) -> Judged:
+    """Where test items are in the training data of a condition, the verdict is that on clean items alone."""
+    case = judged.case
+    contamination = contamination_of(case) if case else None
+    if case is None or contamination is None:
+        return judged
+    if not judged.members or not contamination.is_certain:
+        clean_items = contamination.clean_items if judged.members else None
+        return replace(judged, confounded_by=contamination.reasons, clean_items=clean_items)
+    on_clean, clean_items = judged, contamination.clean_items
+    if clean_items and clean_items[0] > 1:
+        names = case.claims.conditions(case.claim)
+        on_clean = _judge(case.claim, case.claims, case.evidence.on_clean_items(case.where, names))
+    members, reasons = held_against_items(case, on_clean.members, contamination)
+    return replace(
+        on_clean,
+        verdict="confounded" if reasons else on_clean.verdict,
+        members=members,
+        confounded_by=reasons,
+        on_all_items=judged.verdict,
+        on_clean_items="" if on_clean is judged else on_clean.verdict,
+        clean_items=clean_items,
+    )
 
 
 def _judge(claim: Claim, claims: Claims, evidence: Evidence) -> Judged:

@@ -129,13 +129,13 @@ class Evidence:
         here = self.cells[where]
         return tuple(dict.fromkeys(r for c in conditions if c in here for r in here[c].records)) or (self.source,)
 
-    def on_clean_items(self, metric: str, instrument: str, conditions: Sequence[str]) -> "Evidence":
+    def on_clean_items(self, where: Where, conditions: Sequence[str]) -> "Evidence":
         """The same scores over the items that are in the training data of none of the conditions."""
         assert self.table is not None  # items come with the scores that they are the items of
-        is_meant = (self.table["metric"] == metric) & (self.table["instrument"] == instrument)
+        is_meant = (self.table["metric"] == where[1]) & (self.table["instrument"] == where[2])
         table = self.table[is_meant].copy()
-        for (_, *place), items in self.items.items():
-            if place == [metric, instrument]:
+        for place, items in self.items.items():
+            if place[1:] == where[1:]:
                 accuracy = items.accuracy(items.clean(conditions))
                 runs = table[["condition", "pipeline_seed", "em_seed", "value"]].itertuples(index=False)
                 table["value"] = [accuracy.get((c, p, None if pd.isna(e) else e), value) for c, p, e, value in runs]

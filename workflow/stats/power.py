@@ -61,10 +61,6 @@ class PerLevel:
     em: float
     completion: float
 
-    def __post_init__(self) -> None:
-        if not min(self.checkpoint, self.em, self.completion) >= 0:
-            raise ValueError(f"{self}: negative or no number")
-
 
 @dataclass(frozen=True)
 class Design:
