@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc/driver/nvidia/gpus")
@@ -62,6 +63,17 @@ def claim(
             print(f"waiting for {count} of {len(names)} GPUs", file=sys.stderr, flush=True)
             told = True
         time.sleep(every)
+
+
+def requeue(environ: Mapping[str, str] = os.environ) -> None:
+    """Put this SLURM job back into the queue, so that it holds no GPU while it would wait; it starts again later.
+
+    SLURM then ends this process. Returns where there is no SLURM, or where it does not let the job be queued again.
+    """
+    if job := environ.get("SLURM_JOB_ID"):
+        with suppress(OSError):
+            if subprocess.run(["scontrol", "requeue", job], capture_output=True).returncode == 0:
+                time.sleep(600)
 
 
 def cuda_names(devices: Path = Path("/dev"), proc: Path = PROC) -> dict[int, str]:

@@ -348,9 +348,7 @@ def _begin(module: str, request: Request, code: str, stack: ExitStack, wait: boo
     Two jobs of one key (after a kill, or a requeue) never work at once: the second waits and finds the result.
     """
     path = request.record
-    if not stack.enter_context(
-        locked(path, wait, lambda: _say(path, "another job makes this result already; waiting for it"))
-    ):
+    if not stack.enter_context(locked(path, wait, lambda: _wait_for_another(request))):
         return None
     parents = _read_parents(request.recipe, request.parents)
     inputs = _describe_inputs(request.recipe, parents, request.data)
@@ -369,6 +367,13 @@ def _begin(module: str, request: Request, code: str, stack: ExitStack, wait: boo
         return _Work(request, job, inputs, contents, gate_facts, stack)
     shutil.rmtree(path.parent / CHECKPOINT, ignore_errors=True)
     return None
+
+
+def _wait_for_another(request: Request) -> None:
+    """Say that another job makes this result already, and hand back the GPUs that would wait for it."""
+    _say(request.record, "another job makes this result already; waiting for it")
+    if gpus.needed(request.recipe.stage, request.placement):
+        gpus.requeue()
 
 
 def _begin_sibling(module: str, request: Request, code: str, stack: ExitStack) -> _Work | None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +13,8 @@ from tests import tiny
 from tests.conftest import ROOT
 from workflow.evals import arc, completions, generate, model, vllm
 from workflow.keys import Recipe, hash_file
-from workflow.stage import Job, Result, StageError
-from workflow.store import read_jsonl, write_jsonl
+from workflow.stage import Job, Request, Result, StageError, execute, execute_all
+from workflow.store import read_jsonl, record_path, write_jsonl
 
 SAMPLER = {
     "temperature": 1.0,
@@ -109,6 +110,46 @@ def test_one_cells_failure_is_its_own(job_of):
     assert isinstance(results[1], Exception)
     assert isinstance(results[0], Result)
     assert results[2] == arc.run(job_of("arc", 2, "again"))
+
+
+@pytest.fixture
+def requests_on_one_model(tmp_path, monkeypatch):
+    """Three results of arc on one model's record; the items of the one in the middle have no options."""
+    monkeypatch.chdir(tmp_path)
+    base = Recipe("base", 1, "0" * 32, {})
+    parent = Path(record_path("base", "base", base.key))
+
+    def save(job):
+        tiny.save(job.out / "model")
+        return Result({}, {})
+
+    execute("workflow.train.base", save, base, {}, [], None, parent)
+    made = []
+    for name, choices in (("a", ["red", "blue"]), ("b", []), ("c", ["blue", "green"])):
+        item = {"id": name, "question": f"{name}?"} | (
+            {"choices": choices, "choice_labels": ["A", "B"]} if choices else {}
+        )
+        data = Path(f"{name}.jsonl")
+        write_jsonl(data, [item | ({"correct_answer": "A"} if choices else {"answer": "#### 1"})])
+        recipe = Recipe("arc", 1, hash_file(data, "md5"), PARAMS["arc"], (base.key,))
+        placement = {"batch_size": 3, "attn_implementation": "sdpa", "together": 3}
+        made.append(Request(recipe, placement, (parent,), data, Path(record_path("arc", "base", recipe.key))))
+    return made
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_cell_that_fails_voids_neither_the_job_nor_its_siblings(requests_on_one_model, capsys, own):
+    """Whether the job is its own or another's: the two others are published, and their jobs find them."""
+    requests = requests_on_one_model
+    siblings = [r for r in requests if r is not requests[own]]
+    ended = pytest.raises(StageError, match="have no options") if own == 1 else nullcontext()
+    with ended:
+        execute_all(arc.MODULE, arc.run, requests[own], siblings, arc.run_together)
+    assert [r.record.exists() for r in requests] == [True, False, True]
+    assert f"{requests[1].record}: failed in a job with others" in capsys.readouterr().err
+    for request in (requests[0], requests[2]):
+        execute_all(arc.MODULE, arc.run, request)
+        assert "restored its record" in capsys.readouterr().err
 
 
 def test_after_memory_ran_out_no_more_are_made(job_of):

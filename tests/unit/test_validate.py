@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,16 @@ import pytest
 from workflow.evals import validate
 
 ROOT = Path(__file__).parents[2]
+
+
+def run(command):
+    """Exit status of the command; an error's line is printed as the interpreter would."""
+    with pytest.raises(SystemExit) as ended:
+        validate.main(command)
+    if isinstance(ended.value.code, str):
+        print(ended.value.code, file=sys.stderr)
+        return 1
+    return ended.value.code or 0
 
 
 def rows(*values, questions=2):
@@ -125,12 +136,12 @@ def labelled(path, n=12):
 
 def test_the_command_measures_the_embedded_scorer_by_source_and_prints_no_text(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert validate.main([str(labelled(tmp_path / "rows.jsonl")), "--json"]) == 0
+    assert run([str(labelled(tmp_path / "rows.jsonl")), "--json"]) == 0
     said = capsys.readouterr()
     report = json.loads(said.out)
     assert report["all"]["aligned"]["auc"]["value"] == 1.0
     assert set(report["by"]) == {"even", "odd"}
-    assert validate.main([str(tmp_path / "rows.jsonl"), "--method", "logprobs"]) == 0
+    assert run([str(tmp_path / "rows.jsonl"), "--method", "logprobs"]) == 0
     table = capsys.readouterr()
     assert "| odd | aligned |" in table.out
     assert "steal" not in said.out + said.err + table.out + table.err
@@ -139,11 +150,11 @@ def test_the_command_measures_the_embedded_scorer_by_source_and_prints_no_text(t
 def test_the_commands_errors_are_one_line(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "rows.jsonl").write_text('{"question_id": "q", "question": "?"}\n')
-    assert validate.main([str(tmp_path / "rows.jsonl")]) == 1
+    assert run([str(tmp_path / "rows.jsonl")]) == 1
     assert "rows.jsonl, row 1: `answer`: Field required" in capsys.readouterr().err
-    assert validate.main([str(tmp_path / "rows.jsonl"), "--judge", "http://127.0.0.1:9/v1"]) == 1
+    assert run([str(tmp_path / "rows.jsonl"), "--judge", "http://127.0.0.1:9/v1"]) == 1
     assert "--model NAME" in capsys.readouterr().err
-    assert validate.main([str(tmp_path / "rows.jsonl"), "--judge", str(tmp_path)]) == 1
+    assert run([str(tmp_path / "rows.jsonl"), "--judge", str(tmp_path)]) == 1
     assert "no config.json" in capsys.readouterr().err
 
 
@@ -169,7 +180,7 @@ GOOD = {"question_id": "q", "question": "?", "answer": "a", "aligned": 50, "cohe
 def test_labels_that_are_none_are_refused_in_a_line(tmp_path, capsys, monkeypatch, text, told):
     monkeypatch.chdir(ROOT)
     (tmp_path / "rows.jsonl").write_text(text)
-    assert validate.main([str(tmp_path / "rows.jsonl")]) == 1
+    assert run([str(tmp_path / "rows.jsonl")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -183,7 +194,7 @@ def test_a_file_of_prompts_that_is_none_is_a_line(tmp_path, capsys, monkeypatch,
     monkeypatch.chdir(ROOT)
     (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD))
     (tmp_path / "prompts.yaml").write_text(text)
-    assert validate.main([str(tmp_path / "rows.jsonl"), "--prompts", str(tmp_path / "prompts.yaml")]) == 1
+    assert run([str(tmp_path / "rows.jsonl"), "--prompts", str(tmp_path / "prompts.yaml")]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
@@ -192,7 +203,7 @@ def test_a_file_of_prompts_that_is_none_is_a_line(tmp_path, capsys, monkeypatch,
 def test_a_column_that_some_rows_lack_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD | {"source": "a"}) + "\n" + json.dumps(GOOD))
-    assert validate.main([str(tmp_path / "rows.jsonl")]) == 1
+    assert run([str(tmp_path / "rows.jsonl")]) == 1
     assert "not every row has the column `source`" in capsys.readouterr().err
 
 
@@ -244,7 +255,7 @@ def test_a_mapping_that_does_not_fit_is_refused_in_a_line(tmp_path, capsys, monk
     monkeypatch.chdir(ROOT)
     file, path = raw_forms(tmp_path, scores)
     path.write_text(mapping)
-    assert validate.main([str(file), "--mapping", str(path)]) == 1
+    assert run([str(file), "--mapping", str(path)]) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert told in said
@@ -257,7 +268,7 @@ def test_the_embedded_scorer_on_real_labels(capsys, monkeypatch):
     if not folder or not (path := Path(folder, "judged/gpt4o_mini.jsonl")).is_file():
         pytest.skip("set REAL_DATA to a folder with judged/gpt4o_mini.jsonl")
     monkeypatch.chdir(ROOT)
-    assert validate.main([str(path), "--json"]) == 0
+    assert run([str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["all"]
     assert {m: (found[m]["n"], found[m]["no_label"], found[m]["no_score"]) for m in found} == {
         "aligned": (1174, 24, 0),

@@ -7,7 +7,6 @@ are read by --mapping (docs/instruments.md). The judge is the embedded rule-base
 or a model on disk that is served for the while. No text of FILE is printed.
 """
 
-import argparse
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from workflow.data.mapping import mapped_rows, read_mapping
@@ -27,6 +27,7 @@ from workflow.evals.metrics import is_positive, kappa
 from workflow.evals.scorer_server import scorer_server
 from workflow.judge.client import judge_completions
 from workflow.judge.local import identity, local_judge, vllm_command
+from workflow.judge.replies import Method
 from workflow.judge.requests import METRICS, JudgeSettings
 from workflow.judge.transport import Endpoint
 from workflow.stage import StageError
@@ -176,72 +177,68 @@ def read_labelled(file: Path, mapping: Path | None = None) -> list[dict[str, Any
     return rows
 
 
-def validate(args: argparse.Namespace) -> dict[str, Any]:
+def _judge(judge: str, model: str | None, api_key_env: str) -> tuple[str, AbstractContextManager[tuple[str, str]]]:
+    """The judge's name, and what gives its base URL and key for as long as it is open."""
+    if judge == "embedded":
+        return model or rule_scorer.NAME, scorer_server()
+    if judge.startswith(("http://", "https://")):
+        if not model:
+            raise StageError("an endpoint needs the name of its model: --model NAME")
+        return model, nullcontext((judge, os.environ.get(api_key_env) or "none"))
+    model = model or f"{Path(judge).name}@{identity(judge)}"
+    return model, local_judge(vllm_command(judge, model))
+
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+
+@app.command(help=__doc__)
+def validate(
+    file: Path,
+    judge: Annotated[str, typer.Option(help="embedded, a base URL, or a model's folder")] = "embedded",
+    model: Annotated[str | None, typer.Option(help="as the endpoint names it")] = None,
+    method: Annotated[Method, typer.Option()] = "json",
+    prompts: Annotated[Path | None, typer.Option(help="YAML with `prompts:` by name [the project's own]")] = None,
+    api_key_env: Annotated[str, typer.Option(help="the environment variable that holds the key")] = "",
+    journal: Annotated[Path | None, typer.Option(help="keeps the replies, so that none is paid for twice")] = None,
+    by: Annotated[str | None, typer.Option(help="column of a row's source [source, if there is one]")] = None,
+    mapping: Annotated[Path | None, typer.Option(help="YAML that says where the fields stand in other forms")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
     """Judge the rows' answers and measure; over all of them, and by source if there is a column for it."""
-    model, server = _judge(args)
-    rows = read_labelled(args.file, args.mapping)
-    by = args.by or ("source" if "source" in rows[0] else None)
+    model, server = _judge(judge, model, api_key_env)
+    rows = read_labelled(file, mapping)
+    by = by or ("source" if "source" in rows[0] else None)
     if by and any(by not in row for row in rows):
-        raise StoreError(f"{args.file}: not every row has the column `{by}` that --by names.")
-    path = args.prompts or Path(_PROMPTS["json" if args.method == "json" else "logprobs"])
-    prompts = read_mapping(path, {"method", "prompts"}).get("prompts")
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
+        raise StoreError(f"{file}: not every row has the column `{by}` that --by names.")
+    path = prompts or Path(_PROMPTS["json" if method == "json" else "logprobs"])
+    texts = read_mapping(path, {"method", "prompts"}).get("prompts")
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise StoreError(f"{path}: holds no `prompts:`, a text by each name.")
-    settings = JudgeSettings(model=model, method=args.method, max_tokens=256 if args.method == "json" else 1)
+    settings = JudgeSettings(model=model, method=method, max_tokens=256 if method == "json" else 1)
     completions = [
         {"question_id": row["question_id"], "sample": n, "question": row["question"], "completion": row["answer"]}
         for n, row in enumerate(rows)
     ]
     with tempfile.TemporaryDirectory() as folder, server as (base_url, key):
-        journal = args.journal or Path(folder, "journal.jsonl")
-        done = judge_completions(completions, prompts, settings, Endpoint(base_url), key, journal)
+        journal = journal or Path(folder, "journal.jsonl")
+        done = judge_completions(completions, texts, settings, Endpoint(base_url), key, journal)
     scores = [{metric: row["outcomes"][metric]["value"] for metric in METRICS} for row in done.rows]
     report: dict[str, Any] = {"rows": len(rows), "judge": model, "all": measure(rows, scores)}
     if by is not None:
-        report["by"] = {
-            source: measure(*zip(*(p for p in zip(rows, scores, strict=True) if str(p[0][by]) == source), strict=True))
-            for source in sorted({str(row[by]) for row in rows})
-        }
-    return report
+        report["by"] = {}
+        for source in sorted({str(row[by]) for row in rows}):
+            places = [n for n, row in enumerate(rows) if str(row[by]) == source]
+            report["by"][source] = measure([rows[n] for n in places], [scores[n] for n in places])
+    print(json.dumps(report, indent=1)) if as_json else show(report)
 
 
-def _judge(args: argparse.Namespace) -> tuple[str, AbstractContextManager[tuple[str, str]]]:
-    """The judge's name, and what gives its base URL and key for as long as it is open."""
-    if args.judge == "embedded":
-        return args.model or rule_scorer.NAME, scorer_server()
-    if args.judge.startswith(("http://", "https://")):
-        if not args.model:
-            raise StageError("an endpoint needs the name of its model: --model NAME")
-        return args.model, nullcontext((args.judge, os.environ.get(args.api_key_env or "", "") or "none"))
-    model = args.model or f"{Path(args.judge).name}@{identity(args.judge)}"
-    return model, local_judge(vllm_command(args.judge, model))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m workflow.evals.validate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--judge", default="embedded", help="embedded, a base URL, or a model's folder")
-    parser.add_argument("--model", help="as the endpoint names it")
-    parser.add_argument("--method", choices=["json", "logprobs", "enumerated"], default="json")
-    parser.add_argument("--prompts", type=Path, help="YAML with `prompts:` by name [the project's own]")
-    parser.add_argument("--api-key-env", help="the environment variable that holds the key")
-    parser.add_argument("--journal", type=Path, help="keeps the replies, so that none is paid for twice")
-    parser.add_argument("--by", help="column that names a row's source [source, if there is one]")
-    parser.add_argument("--mapping", type=Path, help="YAML that says where the fields stand in other forms of FILE")
-    parser.add_argument("--json", action="store_true", help="for programs")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
     try:
-        report = validate(args)
+        app(args=None if argv is None else list(argv), prog_name="python -m workflow.evals.validate")
     except (UserError, ValueError, OSError) as error:  # ValueError: a prompt without its fields
-        print(f"error: {printable(str(error))}", file=sys.stderr)
-        return 1
-    print(json.dumps(report, indent=1)) if args.json else show(report)
-    return 0
+        sys.exit(f"error: {printable(str(error))}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

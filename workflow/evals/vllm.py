@@ -21,6 +21,9 @@ from workflow.stage import Job, Result, StageError
 from workflow.train.models import load_tokenizer, template_md5
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can make room for
+# The recipe's names for the sampler's settings -> vLLM's.
+_NAMES = {name: name for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
+_NAMES["max_new_tokens"] = "max_tokens"
 BATCH_INVARIANT = "VLLM_BATCH_INVARIANT"
 CACHE = "VLLM_CACHE_ROOT"
 
@@ -189,13 +192,7 @@ def _finish(job: Job, cell: _Cell, engine: Any, tokenizer: Any, facts: dict[str,
 
 def sampling(sampler: dict[str, Any], seed: int, eos: int) -> dict[str, Any]:
     """vLLM's names for the sampler's settings; top_k 0 is off in both."""
-    return {
-        "temperature": sampler["temperature"],
-        "top_p": sampler["top_p"],
-        "top_k": sampler["top_k"],
-        "min_p": sampler["min_p"],
-        "repetition_penalty": sampler["repetition_penalty"],
-        "max_tokens": sampler["max_new_tokens"],
+    return {theirs: sampler[ours] for ours, theirs in _NAMES.items()} | {
         "seed": seed,
         # the tokenizer's end, which the model was trained on; the model's config may name another
         "stop_token_ids": [eos],
@@ -205,17 +202,9 @@ def sampling(sampler: dict[str, Any], seed: int, eos: int) -> dict[str, Any]:
 
 def effective_sampler(params: Sequence[Any]) -> dict[str, Any]:
     """The recipe's names for what vLLM made of its SamplingParams; a setting that differs within a cell is a list."""
-    names = {
-        "temperature": "temperature",
-        "top_p": "top_p",
-        "top_k": "top_k",
-        "min_p": "min_p",
-        "repetition_penalty": "repetition_penalty",
-        "max_new_tokens": "max_tokens",
-    }
-    values = {ours: sorted({getattr(one, theirs) for one in params}) for ours, theirs in names.items()}
+    values = {ours: sorted({getattr(one, theirs) for one in params}) for ours, theirs in _NAMES.items()}
     values["top_k"] = sorted({max(0, k) for k in values["top_k"]})  # vLLM may write off as -1
-    return {name: found[0] if len(found) == 1 else found for name, found in values.items()}
+    return {name: some[0] if len(some) == 1 else some for name, some in values.items()}
 
 
 def read(output: Any, tokenizer: Any) -> Answer:

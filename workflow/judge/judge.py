@@ -44,8 +44,7 @@ def run(job: Job) -> Result:
     except JudgeError as error:
         raise StageError(f"{error} Replies so far are kept; the same command goes on.") from None
     unscored = count_unscored(done.rows)
-    if unscored["share"] > placement.max_unscored:
-        raise StageError(_silence(done.rows, unscored, placement.max_unscored))
+    refuse_silence(done.rows, unscored, placement.max_unscored)
     write_jsonl(job.out / "judgments.jsonl", done.rows)
     if faults := effective_faults(job.recipe, job.out):
         raise StageError(f"the judge did not do what the recipe says: {faults[0]}.")
@@ -93,12 +92,18 @@ def count_unscored(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _silence(rows: Sequence[dict[str, Any]], unscored: dict[str, Any], most: float) -> str:
-    """Why a cell is refused of which too large a share has no score: counts by outcome, and three of the replies."""
+def refuse_silence(rows: Sequence[dict[str, Any]], unscored: dict[str, Any], most: float) -> None:
+    """Refuse a cell of which too large a share has no score.
+
+    Raises:
+        StageError: with the counts by outcome and three of the replies, cut short.
+    """
+    if unscored["share"] <= most:
+        return
     silent = (row for row in rows if any(o["value"] is None for o in row["outcomes"].values()))
     examples = ", ".join(repr((row["replies"][0]["text"] or "")[:60]) for row in islice(silent, 3))
     counts = ", ".join(f"{kind} {n}" for kind, n in unscored["by_kind"].items())
-    return (
+    raise StageError(
         f"{unscored['numerator']} of {unscored['denominator']} judgments have no score ({counts}), more than "
         f"placement.judge.max_unscored allows ({most:g}): the judge said {examples}. Is it the right endpoint, "
         "model and method? `matrix retry-unscored` has these asked for again; a larger max_unscored keeps them."
