@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workflow.keys import canonical_json
-from workflow.sections import Training
+from workflow.sections import EmStage, Training
 from workflow.stage import Job, Result, StageError
 from workflow.store import write_jsonl
-from workflow.train import attention, checkpointing, effective, parallel
-from workflow.train.models import data_facts
+from workflow.train import attention, checkpointing, effective, models, parallel
 
 Params = TypeVar("Params", bound=Training)
 
@@ -194,6 +193,29 @@ def _prepare_callback(trainer: Any, job: Job) -> Any:
     return Prepare()
 
 
+def run(trainer: Any, job: Job, params: Training, tokenizer: Any, facts: dict[str, Any], shown: str) -> Result:
+    """Train, save the model or its adapter, and hold the saved files against the recipe.
+
+    Writes model/ or adapter/ (safetensors), train_log.jsonl, training.json and first_row.txt, which holds `shown`.
+
+    Raises:
+        StageError: it cannot be saved, or was not the declared training.
+    """
+    with scratch(job) as folder:
+        if parallel.is_main():
+            models.check_can_save(trainer.model, folder)
+    result = fit(trainer, job, params, {**facts, "template_md5": models.template_md5(tokenizer)})
+    settings = effective.describe(trainer)
+    if isinstance(params, EmStage):
+        parallel.save(trainer, None, job.out / "adapter")
+    else:
+        parallel.save(trainer, tokenizer, job.out / "model", params.dtype)
+    if parallel.is_main():
+        (job.out / "first_row.txt").write_text(shown)
+        effective.check_effective(settings, job)
+    return result
+
+
 def fit(trainer: Any, job: Job, params: Training, facts: dict[str, Any]) -> Result:
     """Train, write train_log.jsonl, and hold what was observed against what was declared.
 
@@ -274,7 +296,7 @@ def observe(
         "train_seconds": round(seconds, 3),
         "gpu_seconds": round(seconds * world, 3) if torch.cuda.is_available() else 0.0,
         "peak_memory_bytes": peak_memory(),
-        "data_facts": data_facts(job.data),
+        "data_facts": models.data_facts(job.data),
     }
     return Result(observed, {"train_loss_first": first, "train_loss_last": last}, examples)
 
