@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu import common
 from workflow.stage import Job
-from workflow.train import joint, sft
+from workflow.train import joint, sft, trainer
 
 LORA = {
     "r": 32, "lora_alpha": 64, "lora_dropout": 0.05, "use_rslora": False, "bias": "none",
@@ -78,7 +78,7 @@ def together(run: common.Run, data: list[Any]) -> common.Timed:
         trained = TimedJoint(model, typed, run.placement, seeds, starts)  # type: ignore[arg-type]
         facts = trained.train(data)
     losses = [entry["loss"] for entry in seeds[0].log]
-    peak, micro_batches = round(facts["peak_memory_bytes"] / 1e9, 1), facts["micro_batches_per_step"]
+    peak, micro_batches = round(trainer.peak_memory() / 1e9, 1), facts["micro_batches_per_step"]
     del trained, model
     common.clear()
     return common.Timed(times[common.SKIP :], tokens[common.SKIP :], losses, size, peak, micro_batches)

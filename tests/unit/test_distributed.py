@@ -94,12 +94,10 @@ def test_the_step_on_all_nodes_inherits_no_option_of_the_step_around_it(monkeypa
 
 
 def test_another_strategy_than_the_placed_one_is_refused_before_the_first_step(job):
-    trainer = SimpleNamespace(model_wrapped=object(), accelerator=SimpleNamespace(autocast=None))
-    check = parallel.check_strategy(trainer, job)
+    trainer = SimpleNamespace(model_wrapped=object())
     with pytest.raises(StageError, match=r"the model lies on the processes by 'none', the placement says 'fsdp2'"):
-        check.on_train_begin(None, None, None)
-    alone = replace(job, placement={**PLACED, "world_size": 1})
-    parallel.check_strategy(trainer, alone).on_train_begin(None, None, None)
+        parallel.check_strategy(trainer, job)
+    parallel.check_strategy(trainer, replace(job, placement={**PLACED, "world_size": 1}))
 
 
 # --- what Snakemake asks for ----------------------------------------------------------------------------------------

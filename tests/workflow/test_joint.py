@@ -65,7 +65,7 @@ def same(out, other):
         assert (weights - two[name]).abs().max() < 2e-4, name  # of steps of 1e-2
 
 
-@pytest.mark.parametrize("placed", [{}, {"per_device_train_batch_size": 6}])
+@pytest.mark.parametrize("placed", [{}, {"per_device_train_batch_size": 4}])
 def test_each_seed_is_what_it_is_alone_dropout_included(base, alone, tmp_path, placed):
     params = PARAMS if not placed else {**PARAMS, "lora": {**PARAMS["lora"], "lora_dropout": 0.0}}
     results = list(joint.run_together(jobs(base, tmp_path, params, **placed)))
@@ -78,7 +78,6 @@ def test_each_seed_is_what_it_is_alone_dropout_included(base, alone, tmp_path, p
         else:
             other = alone[seed]
         same(job.out, other)
-        assert result.observed["together_seeds"] == list(SEEDS)
         assert result.observed["rows_drawn"] == 180
         assert result.observed["optimizer_steps"] == 12
         assert result.metrics["train_loss_last"] == column(job.out, "loss")[-1]
@@ -134,7 +133,7 @@ def test_a_job_of_another_recipe_is_given_back_untrained(base, tmp_path):
     assert given_back is other
     assert "in more than the seed" in str(error)
     assert made is first
-    assert result.observed["together_seeds"] == [42]
+    assert result.observed["optimizer_steps"] == 12
 
 
 @pytest.mark.parametrize(
@@ -142,7 +141,7 @@ def test_a_job_of_another_recipe_is_given_back_untrained(base, tmp_path):
     [
         ({**PARAMS, "packing": True}, {}, "need optim adamw_torch and no packing"),
         ({**PARAMS, "optim": "adafactor"}, {}, "need optim adamw_torch and no packing"),
-        (PARAMS, {"gradient_checkpointing": True}, "need gradient_checkpointing: false"),
+        (PARAMS, {"per_device_train_batch_size": 6}, "effective_batch_size 16 cannot be made of 6 rows at a time"),
     ],
 )
 def test_what_cannot_be_trained_together_is_refused(base, tmp_path, params, placed, message):

@@ -8,7 +8,7 @@ from typing import Any
 from workflow.data.rows import Pair, read_preferences
 from workflow.sections import DpoStage
 from workflow.stage import Job, Result, StageError, stage_main
-from workflow.train import effective, models, parallel, trainer
+from workflow.train import models, parallel, trainer
 from workflow.train.dpo_pairs import ANSWERS, answer_lengths, build
 from workflow.train.dpo_reference import read_reference
 
@@ -21,7 +21,7 @@ def run(job: Job) -> Result:
 
 
 def train(job: Job) -> Result:
-    """Train on pairs. Writes model/ (safetensors), train_log.jsonl, training.json and first_row.txt.
+    """Train on pairs.
 
     Raises:
         StageError: the reference is missing or over other pairs; or what the rows and the run are refused for.
@@ -42,16 +42,7 @@ def train(job: Job) -> Result:
     facts, shown = _facts(dpo.train_dataset, pairs, tokenizer, params)
     facts["reference_content"] = reference.record.content
     dpo.use_reference(read_reference(reference, dpo.train_dataset))
-    with trainer.scratch(job) as scratch:
-        if parallel.is_main():
-            models.check_can_save(dpo.model, scratch)
-        result = trainer.fit(dpo, job, params, {**facts, "template_md5": models.template_md5(tokenizer)})
-    settings = effective.describe(dpo)
-    parallel.save(dpo, tokenizer, job.out / "model", params.dtype)
-    if parallel.is_main():
-        (job.out / "first_row.txt").write_text(shown)
-        effective.check_effective(settings, job)
-    return result
+    return trainer.run(dpo, job, params, tokenizer, facts, shown)
 
 
 def arguments(job: Job, params: DpoStage) -> Any:

@@ -13,7 +13,8 @@ from workflow.stage import Job, StageError
 from workflow.store import read_jsonl
 
 FILE = "training.json"
-_ARGUMENTS = (
+# What the config and TrainingArguments call by one name.
+ARGUMENTS = (
     *("learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "optim", "num_train_epochs", "seed"),
 )
@@ -77,7 +78,7 @@ def _refuse(faults: list[str]) -> None:
 def describe(trainer: Any) -> dict[str, Any]:
     """Read the settings off the built trainer: its arguments, optimizer, scheduler, model and loss."""
     args = trainer.args
-    values = {name: getattr(args, name) for name in _ARGUMENTS}
+    values = {name: getattr(args, name) for name in ARGUMENTS}
     return {
         "arguments": {name: getattr(value, "value", value) for name, value in values.items()},
         "optimizer": describe_optimizer(trainer.optimizer),
@@ -132,7 +133,7 @@ def _setting_faults(recipe: Recipe, settings: dict[str, Any]) -> list[str]:
     arguments = dict(settings["arguments"])
     if declared["optim"] == "adamw_torch" and arguments["optim"] == "adamw_torch_fused":
         arguments["optim"] = "adamw_torch"  # one kernel for the same update: placement
-    faults = _compare("", {name: declared[name] for name in _ARGUMENTS}, arguments)
+    faults = _compare("", {name: declared[name] for name in ARGUMENTS}, arguments)
     optimizer = settings["optimizer"]
     if declared["optim"].startswith("adamw"):
         single = ("learning_rate", "adam_beta1", "adam_beta2", "adam_epsilon")

@@ -53,16 +53,18 @@ def run_together(jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | Exception]
     seconds = time.monotonic() - began
     settings, adapters = joint.describe(), joint.take_adapters()
     for seed, adapter in zip(seeds, adapters, strict=True):
-        if seed.failed is not None:
-            yield seed.job, seed.failed
-            continue
         try:
-            yield (
-                seed.job,
-                _finish(seed, adapter, model, config, params, settings, facts, rows.shown, seconds, len(seeds)),
-            )
+            if seed.failed is not None:
+                raise seed.failed
+            result = trainer.observe(seed.job, params, seed.log, len(rows.rows), seconds, facts)
+            _save(seed, adapter, model, config, settings)
         except StageError as error:
             yield seed.job, error
+            continue
+        (seed.job.out / "first_row.txt").write_text(rows.shown)
+        gpu_seconds = round(result.observed["gpu_seconds"] / len(seeds), 3)
+        own = {"seconds": round(seconds / len(seeds), 3), "gpu_seconds": gpu_seconds}
+        yield seed.job, result._replace(observed={**result.observed, **own})
 
 
 def make_seeds(jobs: Sequence[Job], rows: list[dict[str, list[int]]], device: Any) -> Seeds:
@@ -87,12 +89,9 @@ def _shared(job: Job) -> str:
 
 
 def _check_job(job: Job) -> None:
-    if job.recipe.stage != "em_lora":
-        raise StageError(f"only EM seeds are trained together: set placement.{job.recipe.stage}.together: 1.")
     if job.params["optim"] not in ("adamw_torch", "adamw_torch_fused") or job.params["packing"]:
         raise StageError("seeds trained together need optim adamw_torch and no packing: set together: 1.")
-    if job.placement["gradient_checkpointing"]:  # the second pass over a layer would draw other masks
-        raise StageError("seeds trained together need gradient_checkpointing: false. Lower together to save memory.")
+    trainer.check_batch(job.params["effective_batch_size"], job.placement)
 
 
 def _initial_adapter(model: Any, config: Any, seed: int, scratch: Any) -> dict[str, Any]:
@@ -108,45 +107,18 @@ def _initial_adapter(model: Any, config: Any, seed: int, scratch: Any) -> dict[s
     return start
 
 
-def _finish(
-    seed: Seed,
-    adapter: dict[str, Any],
-    model: Any,
-    config: Any,
-    params: EmStage,
-    settings: dict[str, Any],
-    facts: dict[str, Any],
-    shown: str,
-    seconds: float,
-    together: int,
-) -> Result:
-    """Save one seed's files as its stage alone would and hold them against its recipe."""
-    import torch
+def _save(seed: Seed, adapter: dict[str, Any], model: Any, config: Any, settings: dict[str, Any]) -> None:
+    """Save one seed's files as its stage alone would, and hold them against its recipe.
+
+    Raises:
+        StageError: they are not those of the recipe.
+    """
     from peft import get_peft_model
 
-    job = seed.job
     wrapped = get_peft_model(model, config)
     wrapped.load_state_dict(adapter, strict=False)
-    models.save(wrapped, None, job.out / "adapter")
+    models.save(wrapped, None, seed.job.out / "adapter")
     wrapped.unload()
-    write_jsonl(job.out / "train_log.jsonl", seed.log)
-    (job.out / "first_row.txt").write_text(shown)
-    effective.check_effective(
-        {**settings, "arguments": {**settings["arguments"], "seed": seed.order.initial_seed}}, job
-    )
-    rows = [entry["rows"] for entry in seed.log]
-    first, last = seed.log[0]["loss"], seed.log[-1]["loss"]
-    examples = {name: facts[name] for name in ("first_prompt",) if name in facts}
-    observed = {
-        **{name: value for name, value in facts.items() if name not in examples},
-        "rows_per_step": [min(rows), max(rows)],
-        "rows_drawn": sum(rows),
-        "first_loss": first,
-        "last_loss": last,
-        "seconds": round(seconds / together, 3),
-        "train_seconds": round(seconds, 3),
-        "gpu_seconds": round(seconds / together, 3) if torch.cuda.is_available() else 0.0,
-        "data_facts": models.data_facts(job.data),
-        "tracker_run_id": None,
-    }
-    return Result(observed, {"train_loss_first": first, "train_loss_last": last}, examples)
+    write_jsonl(seed.job.out / "train_log.jsonl", seed.log)
+    arguments = {**settings["arguments"], "seed": seed.order.initial_seed}
+    effective.check_effective({**settings, "arguments": arguments}, seed.job)

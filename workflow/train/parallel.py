@@ -121,27 +121,18 @@ def _query(command: list[str]) -> str:
 
 
 def _call(command: list[str], env: dict[str, str]) -> int:
-    """Run a launcher and pass SIGTERM on to it, so that the ranks save; returns its exit status."""
+    """Run a launcher to its end; returns its exit status.
+
+    SIGTERM, which the stage turns into an exception, is passed on, so that the ranks save.
+    """
     process = subprocess.Popen(command, env=env)
-    sigterm_received = False
-
-    def on_sigterm(signum: int, frame: Any) -> None:
-        nonlocal sigterm_received
-        sigterm_received = True
-        process.terminate()
-
-    previous = signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        status = process.wait()
+        return process.wait()
     except BaseException:
-        process.kill()
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-    if sigterm_received and status:
-        raise SystemExit(STOPPED)
-    return status
+        process.terminate()
+        if process.wait():
+            raise
+        return 0  # they ended as they should meanwhile
 
 
 def _environment() -> dict[str, str]:
@@ -236,23 +227,20 @@ def in_force(trainer: Any) -> str:
     return "ddp" if isinstance(trainer.model_wrapped, DistributedDataParallel) else "none"
 
 
-def check_strategy(trainer: Any, job: Job) -> Any:
-    """Make a callback that refuses, before the first step, another strategy than the placed one."""
-    from transformers import TrainerCallback
+def check_strategy(trainer: Any, job: Job) -> None:
+    """Refuse, before the first step, another strategy than the placed one."""
+    strategy = in_force(trainer)
+    if strategy != placed(job):
+        raise StageError(
+            f"the model lies on the processes by {strategy!r}, the placement says {placed(job)!r}: see "
+            f"{FILES / placed(job)}.yaml and the version of accelerate."
+        )
 
-    class Check(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            strategy = in_force(trainer)
-            if strategy != placed(job):
-                raise StageError(
-                    f"the model lies on the processes by {strategy!r}, the placement says {placed(job)!r}: see "
-                    f"{FILES / placed(job)}.yaml and the version of accelerate."
-                )
 
+def keep_autocast(trainer: Any, job: Job) -> None:
+    """Under fsdp2 accelerate leaves the precision to FSDP's policy, which `apply_strategy` switches off."""
     if placed(job) == "fsdp2":
-        # accelerate leaves the precision to FSDP's policy, which is switched off above
         trainer.autocast_smart_context_manager = trainer.accelerator.autocast
-    return Check()
 
 
 def save(trainer: Any, tokenizer: Any, folder: Path, dtype: str | None = None) -> None:

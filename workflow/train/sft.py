@@ -5,7 +5,7 @@ from typing import Any
 from workflow.data.rows import read_messages
 from workflow.sections import EmStage, SftStage
 from workflow.stage import Job, Result, stage_main
-from workflow.train import attention, effective, models, parallel, steps, tokens, trainer
+from workflow.train import attention, models, parallel, steps, tokens, trainer
 from workflow.train.joint import run_together
 
 __all__ = ["MODULE", "STAGES", "run", "run_together", "train"]
@@ -19,10 +19,7 @@ def run(job: Job) -> Result:
 
 
 def train(job: Job) -> Result:
-    """Train on the loss of assistant tokens.
-
-    Writes model/ or, for em_lora, adapter/ (safetensors), train_log.jsonl, training.json and first_row.txt.
-    """
+    """Train on the loss of assistant tokens."""
     models.quiet()
     params = read_params(job)
     parent = job.parents[0].out / "model"
@@ -37,19 +34,7 @@ def train(job: Job) -> Result:
         rows.rows,
         lambda: models.load_model(parent, dtype, job.placement["attn_implementation"], parallel.load_device(job)),
     )
-    with trainer.scratch(job) as scratch:
-        if parallel.is_main():
-            models.check_can_save(sft.model, scratch)
-        result = trainer.fit(sft, job, params, {**rows.facts, "template_md5": models.template_md5(tokenizer)})
-    settings = effective.describe(sft)
-    if isinstance(params, EmStage):
-        parallel.save(sft, None, job.out / "adapter")
-    else:
-        parallel.save(sft, tokenizer, job.out / "model", params.dtype)
-    if parallel.is_main():
-        (job.out / "first_row.txt").write_text(rows.shown)
-        effective.check_effective(settings, job)
-    return result
+    return trainer.run(sft, job, params, tokenizer, rows.facts, rows.shown)
 
 
 def read_params(job: Job) -> SftStage:

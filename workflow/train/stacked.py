@@ -1,8 +1,6 @@
 """Train stacked LoRA: linear layers that hold the matrices of several seeds over one frozen base, and their loop."""
 
 import math
-import sys
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,24 +204,16 @@ class Joint:
             samplers = [BatchSampler(seed.order, batch, drop_last=False) for seed in self.seeds]
             for number, drawn in enumerate(zip(*samplers, strict=True), epoch * per_epoch + 1):
                 self.step(number, [[rows[i] for i in indices] for indices in drawn])
-                self._print(progress, number)
+                running = [seed for seed in self.seeds if seed.failed is None]
+                if not running:
+                    raise self.seeds[0].failed  # type: ignore[misc]
+                progress.report(number, self.steps, f"{len(running)} seeds, loss {running[0].log[-1]['loss']:.4f}")
         return {
-            "world_size": 1,
             "strategy": "none",
-            "effective_batch_size": batch,
-            "per_device_train_batch_size": batch,
-            "gradient_accumulation_steps": 1,
             "micro_batches_per_step": self.micro_batches,
             "tokens_at_once": self.tokens_at_once,
-            "rows_joined": True,
-            "kernels": "fused" if self.fused else "torch",
-            "together_seeds": [seed.job.params["seed"] for seed in self.seeds],
-            "optimizer_steps": self.steps,
-            "declared_steps": self.steps,
-            "epochs": params.num_train_epochs,
-            "sequences": len(rows),
             "resumed_from_step": 0,
-            "peak_memory_bytes": trainer.peak_memory(),
+            "tracker_run_id": None,
         }
 
     def step(self, number: int, drawn: list[list[dict[str, list[int]]]]) -> None:
@@ -247,11 +237,10 @@ class Joint:
         self.micro_batches = max(self.micro_batches, count)
         for seed, rows, loss, norm in zip(self.seeds, drawn, losses.tolist(), norms.tolist(), strict=True):
             seed.log.append({"step": number, "loss": loss, "learning_rate": rate, "grad_norm": norm, "rows": len(rows)})
-            if seed.failed is None and not (math.isfinite(loss) and math.isfinite(norm)):
-                seed.failed = StageError(
-                    f"step {number}: the loss is {loss}, the gradient norm {norm}. Training stopped; lower the "
-                    "learning rate or look at the data."
-                )
+            try:
+                trainer.check_finite(number, loss, norm)
+            except StageError as error:
+                seed.failed = seed.failed or error
 
     def _divide(self, rows: list[dict[str, list[int]]], budget: int | None) -> list[list[dict[str, list[int]]]]:
         lengths = [len(row["input_ids"]) for row in rows]
@@ -303,16 +292,6 @@ class Joint:
         if self.params.max_grad_norm > 0:
             grad.mul_((self.params.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None])
         return norms
-
-    def _print(self, progress: Any, number: int) -> None:
-        """Print the first running seed's progress; stop if none is left."""
-        running = [seed for seed in self.seeds if seed.failed is None]
-        if not running:
-            raise self.seeds[0].failed  # type: ignore[misc]
-        if (now := time.monotonic()) - progress.printed_at >= progress.every or number in (1, self.steps):
-            progress.printed_at = now
-            line = f"step {number}/{self.steps}, {len(running)} seeds, loss {running[0].log[-1]['loss']:.4f}"
-            print(f"{line}, {now - progress.began:.0f} s", file=sys.stderr, flush=True)
 
     def describe(self) -> dict[str, Any]:
         """Read the settings off the objects that trained, in the form of `effective.describe`."""

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workflow.keys import canonical_json
-from workflow.sections import Training
+from workflow.sections import EmStage, Training
 from workflow.stage import Job, Result, StageError
 from workflow.store import write_jsonl
-from workflow.train import attention, checkpointing, effective, parallel
-from workflow.train.models import data_facts
+from workflow.train import attention, checkpointing, effective, models, parallel
 
 Params = TypeVar("Params", bound=Training)
 
@@ -51,19 +50,12 @@ def arguments(job: Job, params: Training) -> dict[str, Any]:
     placement, seed = job.placement, job.params["seed"]
     check_batch(params.effective_batch_size, placement)
     fused = uses_fused_kernels(placement)
+    same_name = params.model_dump(include=set(effective.ARGUMENTS))
+    if fused and params.optim == "adamw_torch":
+        same_name["optim"] = "adamw_torch_fused"  # the same AdamW in one kernel
     return {
+        **same_name,
         "output_dir": str(checkpointing.output_dir(job)),
-        "learning_rate": params.learning_rate,
-        "lr_scheduler_type": params.lr_scheduler_type,
-        "warmup_steps": params.warmup_steps,
-        "weight_decay": params.weight_decay,
-        "adam_beta1": params.adam_beta1,
-        "adam_beta2": params.adam_beta2,
-        "adam_epsilon": params.adam_epsilon,
-        "max_grad_norm": params.max_grad_norm,
-        # the same AdamW in one kernel
-        "optim": "adamw_torch_fused" if fused and params.optim == "adamw_torch" else params.optim,
-        "num_train_epochs": params.num_train_epochs,
         "per_device_train_batch_size": params.effective_batch_size // placement["world_size"],
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": placement["gradient_checkpointing"],
@@ -134,9 +126,22 @@ def cast_once(module: Any, inputs: Any, output: Any) -> Any:
 # --- progress and facts ---------------------------------------------------------------------------------------------
 
 
+def check_finite(step: int, loss: float, grad_norm: float | None) -> None:
+    """Refuse a step whose loss or gradient is not a number.
+
+    Raises:
+        StageError: it is not.
+    """
+    if not math.isfinite(loss) or not math.isfinite(grad_norm or 0.0):
+        raise StageError(
+            f"step {step}: the loss is {loss}, the gradient norm {grad_norm}. "
+            "Training stopped; lower the learning rate or look at the data."
+        )
+
+
 @dataclass
 class Progress:
-    """Print step, loss and time left every few seconds; refuse a loss that is not a number."""
+    """Print step, loss and time left every few seconds."""
 
     every: float = 10.0
     began: float = field(default_factory=time.monotonic)
@@ -158,26 +163,18 @@ class Progress:
         return Print()
 
     def log(self, state: Any, logs: dict[str, Any]) -> None:
-        loss = logs.get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss) or not math.isfinite(logs.get("grad_norm") or 0.0):
-            raise StageError(
-                f"step {state.global_step}: the loss is {loss}, the gradient norm {logs.get('grad_norm')}. "
-                "Training stopped; lower the learning rate or look at the data."
-            )
-        if not state.is_world_process_zero:
-            return
+        if (loss := logs.get("loss")) is not None:
+            check_finite(state.global_step, loss, logs.get("grad_norm"))
+            if state.is_world_process_zero:
+                self.report(state.global_step, state.max_steps, f"epoch {state.epoch:.2f}, loss {loss:.4f}")
+
+    def report(self, step: int, steps: int, what: str) -> None:
         now = time.monotonic()
-        if now - self.printed_at >= self.every or state.global_step in (1, state.max_steps):
+        if now - self.printed_at >= self.every or step in (1, steps):
             self.printed_at = now
-            left = (now - self.began) / (state.global_step - self.first_step) * (state.max_steps - state.global_step)
-            print(
-                f"step {state.global_step}/{state.max_steps}, epoch {state.epoch:.2f}, loss {loss:.4f}, "
-                f"{now - self.began:.0f} s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            left = (now - self.began) / (step - self.first_step) * (steps - step)
+            line = f"step {step}/{steps}, {what}, {now - self.began:.0f} s, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
 
 
 def _prepare_callback(trainer: Any, job: Job) -> Any:
@@ -186,6 +183,7 @@ def _prepare_callback(trainer: Any, job: Job) -> Any:
 
     class Prepare(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            parallel.check_strategy(trainer, job)
             effective.check_trainer(trainer, job)
             prepare_layers(trainer.model, job.placement)
 
@@ -195,8 +193,31 @@ def _prepare_callback(trainer: Any, job: Job) -> Any:
     return Prepare()
 
 
+def run(trainer: Any, job: Job, params: Training, tokenizer: Any, facts: dict[str, Any], shown: str) -> Result:
+    """Train, save the model or its adapter, and hold the saved files against the recipe.
+
+    Writes model/ or adapter/ (safetensors), train_log.jsonl, training.json and first_row.txt, which holds `shown`.
+
+    Raises:
+        StageError: it cannot be saved, or was not the declared training.
+    """
+    with scratch(job) as folder:
+        if parallel.is_main():
+            models.check_can_save(trainer.model, folder)
+    result = fit(trainer, job, params, {**facts, "template_md5": models.template_md5(tokenizer)})
+    settings = effective.describe(trainer)
+    if isinstance(params, EmStage):
+        parallel.save(trainer, None, job.out / "adapter")
+    else:
+        parallel.save(trainer, tokenizer, job.out / "model", params.dtype)
+    if parallel.is_main():
+        (job.out / "first_row.txt").write_text(shown)
+        effective.check_effective(settings, job)
+    return result
+
+
 def fit(trainer: Any, job: Job, params: Training, facts: dict[str, Any]) -> Result:
-    """Train, then hold what was observed against what was declared.
+    """Train, write train_log.jsonl, and hold what was observed against what was declared.
 
     Raises:
         StageError: world size, effective batch or steps are not the declared ones.
@@ -206,64 +227,78 @@ def fit(trainer: Any, job: Job, params: Training, facts: dict[str, Any]) -> Resu
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Progress().callback())
-    trainer.add_callback(parallel.check_strategy(trainer, job))
     trainer.add_callback(_prepare_callback(trainer, job))
-    world, batch, epochs = trainer.accelerator.num_processes, params.effective_batch_size, params.num_train_epochs
+    parallel.keep_autocast(trainer, job)
+    world, batch = trainer.accelerator.num_processes, params.effective_batch_size
     if world != job.placement["world_size"]:
         raise StageError(
             f"{world} processes are there, the placement says {job.placement['world_size']}: the effective batch would "
             f"be {batch * world // job.placement['world_size']}, not {batch}."
         )
-    sequences = len(trainer.train_dataset)
-    declared = epochs * math.ceil(sequences / batch)
-    print(f"{sequences} rows, {declared} steps of {batch}", file=sys.stderr, flush=True)
+    print(f"{len(trainer.train_dataset)} rows in steps of {batch}", file=sys.stderr, flush=True)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resumed = checkpointing.train(trainer, job)
+    names = ("step", "loss", "learning_rate", "grad_norm", "rows")
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    rows = [entry["rows"] for entry in history]
-    step = trainer.state.global_step
-    most = min(batch, sequences)  # of a data set smaller than a batch
-    if step != declared or len(rows) != declared or max(rows) != most or sum(rows) != sequences * epochs:
-        raise StageError(
-            f"observed {step} steps of {max(rows)} rows, {sum(rows)} in {len(rows)} steps, declared {declared} of "
-            f"{batch}, {sequences * epochs} in all. The protocol is not the declared one; nothing is recorded."
-        )
-    log = [
-        {k: entry[k] for k in ("step", "loss", "learning_rate", "grad_norm", "rows") if k in entry} for entry in history
-    ]
+    log = [{name: entry[name] for name in names if name in entry} for entry in history]
+    facts = {
+        **facts,
+        "strategy": parallel.in_force(trainer),
+        "micro_batches_per_step": trainer.micro_batches,
+        "tokens_at_once": trainer.tokens_at_once,
+        "resumed_from_step": resumed.step,
+        "tracker_run_id": tracker_run(job),
+    }
+    result = observe(job, params, log, len(trainer.train_dataset), resumed.seconds, facts)
     if trainer.accelerator.is_main_process:
         write_jsonl(job.out / "train_log.jsonl", log)
+    return result
+
+
+def observe(
+    job: Job, params: Training, log: list[dict[str, Any]], sequences: int, seconds: float, facts: dict[str, Any]
+) -> Result:
+    """Make the result of a training from its log, one entry a step.
+
+    Raises:
+        StageError: steps or rows are not the declared ones.
+    """
+    import torch
+
+    batch, epochs, world = params.effective_batch_size, params.num_train_epochs, job.placement["world_size"]
+    declared, most = epochs * math.ceil(sequences / batch), min(batch, sequences)  # a data set may be a small one
+    rows = [entry["rows"] for entry in log]
+    if len(log) != declared or max(rows) != most or sum(rows) != sequences * epochs:
+        raise StageError(
+            f"observed {len(log)} steps of {max(rows)} rows, {sum(rows)} in all, declared {declared} of {batch}, "
+            f"{sequences * epochs} in all. The protocol is not the declared one; nothing is recorded."
+        )
     rows_at_once = job.placement.get("per_device_train_batch_size") or batch // world
+    first, last = log[0]["loss"], log[-1]["loss"]
     examples = {name: facts[name] for name in ("first_prompt",) if name in facts}
     observed = {
         **{name: value for name, value in facts.items() if name not in examples},
         "world_size": world,
-        "strategy": parallel.in_force(trainer),
-        "effective_batch_size": batch if max(rows) == most else max(rows),
+        "effective_batch_size": batch,
         "per_device_train_batch_size": rows_at_once,
         "gradient_accumulation_steps": batch // world // rows_at_once,
         "rows_per_step": [min(rows), max(rows)],
-        "micro_batches_per_step": trainer.micro_batches,
-        "tokens_at_once": trainer.tokens_at_once,
         "rows_joined": attention.joins_rows(job.placement),
         "kernels": "fused" if uses_fused_kernels(job.placement) else "torch",
-        "optimizer_steps": step,
+        "optimizer_steps": len(log),
         "declared_steps": declared,
         "epochs": epochs,
         "sequences": sequences,
         "rows_drawn": sum(rows),
-        "first_loss": log[0]["loss"],
-        "last_loss": log[-1]["loss"],
-        "resumed_from_step": resumed.step,
-        "train_seconds": round(resumed.seconds, 3),
-        "gpu_seconds": round(resumed.seconds * world, 3) if torch.cuda.is_available() else 0.0,
+        "first_loss": first,
+        "last_loss": last,
+        "train_seconds": round(seconds, 3),
+        "gpu_seconds": round(seconds * world, 3) if torch.cuda.is_available() else 0.0,
         "peak_memory_bytes": peak_memory(),
-        "data_facts": data_facts(job.data),
-        "tracker_run_id": tracker_run(job),
+        "data_facts": models.data_facts(job.data),
     }
-    metrics = {"train_loss_first": log[0]["loss"], "train_loss_last": log[-1]["loss"]}
-    return Result(observed, metrics, examples)
+    return Result(observed, {"train_loss_first": first, "train_loss_last": last}, examples)
 
 
 def peak_memory() -> int:
