@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+import textwrap
 from dataclasses import replace
 from functools import partial
 from html.parser import HTMLParser
@@ -687,6 +688,26 @@ def test_latest_copies_the_finished_report_to_stable_paths(report, root, raw, ca
         code, out, _ = command(capsys, name, "--configfile", "config/test.yaml")
         assert "latest" not in out
         assert "cells" not in out
+
+
+def run_notebook(path):
+    """Every code cell, in one namespace."""
+    names = {}
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    return names
+
+
+def test_the_notebook_and_the_lines_of_the_readme_read_the_stable_copy(report, root, raw, capsys):
+    Path("config/test.yaml").write_text(yaml.safe_dump(raw))
+    published(raw, report, capsys)
+    shutil.copytree("results/report/test", "results/report/demo")
+    names = run_notebook(fake_report.ROOT / "docs/scores.ipynb")
+    assert len(names["scores"]) == (report.study.numbers["state"] == "used").sum()
+    readme = (fake_report.ROOT / "README.md").read_text()
+    lines = re.search(r"    import pandas as pd\n.*?\n\n", readme, re.S).group()
+    exec(textwrap.dedent(lines), names)
 
 
 def test_the_overview_shows_states_times_retractions_and_other_reports(report, root, raw, capsys):
