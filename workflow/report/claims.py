@@ -14,7 +14,7 @@ from workflow.keys import canonical_json
 from workflow.matrix import Node
 from workflow.report.page import Mark, Table, anchor, p_value, ranged, stat, text
 from workflow.report.provenance import RuleOrigin
-from workflow.report.study import Study
+from workflow.report.study import NAMES, Study
 from workflow.stats.chance import MATRICES, false_support
 from workflow.stats.claims import evaluate_claim
 from workflow.stats.claims_schema import Claim, Claims
@@ -124,7 +124,7 @@ class Card:
     """A verdict: what was claimed, what came out, why in one line; the rest is folded."""
 
     id: str
-    finding: str
+    about: str
     claim: str
     verdict: str
     tone: str
@@ -172,7 +172,7 @@ def _card(result: ClaimResult, origin: RuleOrigin | None, instrument: str) -> Ca
     }
     return Card(
         id=anchor("claim", result.id),
-        finding=str(result.finding or ""),
+        about=f"{f'finding {result.finding} · ' if result.finding else ''}{NAMES.get(result.metric, result.metric)}",
         claim=result.said or result.id.replace("_", " "),
         verdict=result.verdict,
         tone=TONES.get(result.verdict, "open"),
@@ -191,7 +191,7 @@ def why(result: ClaimResult) -> str:
         (m,) = result.members
         parts = [
             f"difference {range_text(m.estimate)}" if m.estimate else "",
-            f"{100 * m.interval_level:g}% interval {interval_text(*m.interval)}"
+            f"{100 * m.interval_level:.4g}% interval {interval_text(*m.interval)}"
             if m.interval and m.interval_level and not m.decided_on.startswith("d")
             else "",
             f"d {range_text(m.d)}" if m.d else "",
@@ -201,7 +201,10 @@ def why(result: ClaimResult) -> str:
     if result.members[0].reading:
         return result.reason
     verdicts = Counter(m.verdict for m in result.members)
-    return f"of {len(result.members)} comparisons, " + ", ".join(f"{n} {word}" for word, n in verdicts.items())
+    n = len(result.members)
+    if len(verdicts) == 1:
+        return f"all {n} comparisons: {next(iter(verdicts))}"
+    return f"of {n} comparisons: " + ", ".join(f"{count} {word}" for word, count in verdicts.items())
 
 
 def _members(result: ClaimResult, instrument: str) -> Table:

@@ -89,7 +89,8 @@ def before_after(id: str, panels: Sequence[Panel], conditions: Sequence[str], ca
                 _condition(axis, panel, name, row)
             if panel.chance is not None:
                 axis.axvline(panel.chance, color=SOFT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
-                axis.text(panel.chance, -0.72, "chance", ha="center", va="bottom", color=SOFT, fontsize=8)
+                bottom = len(conditions) - 0.5
+                axis.text(panel.chance, bottom, " chance", ha="left", va="bottom", color=SOFT, fontsize=8)
             _rows(axis, [readable(name) for name in conditions], panel)
             if axis is not axes[0]:
                 axis.set_yticklabels([])
