@@ -176,10 +176,10 @@ def _grid(found: Survey, has_cells: bool) -> dict[str, Any]:
 def _graph(found: Survey) -> list[dict[str, Any]]:
     """Stages as boxes of a picture, left to right by how far they lie from the base model."""
     depth: dict[str, int] = {}
-    counts: dict[str, Counter[str]] = {}
+    counts: dict[str, Counter[bool]] = {}
     edges: dict[str, set[str]] = {}
     for node, state in found.states.items():
-        counts.setdefault(node.stage, Counter())["done" if state.state == "done" else "other"] += 1
+        counts.setdefault(node.stage, Counter())[state.state in UNDONE] += 1
         edges.setdefault(node.stage, set()).update(parent.stage for parent in node.parents)
         depth[node.stage] = max([depth.get(node.stage, 0), *(depth[p.stage] + 1 for p in node.parents)])
     depth["report"] = max(depth.values())
@@ -188,8 +188,9 @@ def _graph(found: Survey) -> list[dict[str, Any]]:
     for stage in (name for name in STAGES if name in counts):
         x, y = 132 * depth[stage], 46 * lanes[depth[stage]]
         lanes[depth[stage]] += 1
-        done, total = counts[stage]["done"], counts[stage].total()
-        boxes[stage] = {"stage": stage, "x": x, "y": y, "told": f"{done} of {total} done", "is_done": done == total}
+        finished_, total = counts[stage][False], counts[stage].total()
+        told = f"{finished_} of {total} finished"
+        boxes[stage] = {"stage": stage, "x": x, "y": y, "told": told, "is_done": finished_ == total}
     for stage, box in boxes.items():
         box["from"] = [(boxes[p]["x"] + 112, boxes[p]["y"] + 17) for p in sorted(edges[stage]) if p in boxes]
     return list(boxes.values())
