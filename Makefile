@@ -10,7 +10,7 @@ SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
 demo: .venv/ready        ## the whole 5 x 10 matrix on the CPU, to the report
 	python -m workflow launch -- snakemake all --configfile config/demo.yaml --cores $(CORES) --quiet rules reason
-	@python -m workflow.report.latest --configfile config/demo.yaml
+	@python -m workflow latest --configfile config/demo.yaml
 
 test: .venv/ready check  ## everything that CI runs
 	python -m pytest tests/unit tests/workflow tests/lessons tests/slurm/test_slurm.py
@@ -23,12 +23,12 @@ check: .venv/ready
 	snakemake --lint --configfile config/demo.yaml
 
 reference: .venv/ready   ## statistics, claims and report of the published table alone: seconds
-	python -m workflow.report.reference
+	python -m workflow reference
 
 real: .venv/ready        ## one condition, two EM seeds, on real data: make real DATA=DIR (README.md has the layout)
 	@test -n "$(DATA)" || { echo "error: name the folder: make real DATA=DIR"; exit 1; }
 	python -m workflow launch -- snakemake all --configfile config/real.yaml --config data_root=$(DATA) --cores $(CORES) --quiet rules reason
-	@python -m workflow.report.latest --configfile config/real.yaml
+	@python -m workflow latest --configfile config/real.yaml
 
 slurm: .venv-slurm/ready ## the demo, and faults, on a real SLURM on loopback: root, Debian's packages (tests/slurm/minislurm.sh)
 	python -m pytest tests/slurm

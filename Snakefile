@@ -23,6 +23,7 @@ wildcard_constraints:
 localrules:
     all,
     data,
+    latest,
 
 
 include: "rules/common.smk"
@@ -42,7 +43,8 @@ include: "rules/report.smk"
 
 
 rule all:
-    """Every record of the matrix, the report's among them."""
+    """Every record of the matrix, the report's among them, and the report's stable copy."""
     default_target: True
     input:
         MATRIX.records(),
+        f"results/report/{MATRIX.report.label}/latest.html",

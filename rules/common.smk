@@ -56,6 +56,12 @@ def parents(stage):
     return of_wildcards(records)
 
 
+def planned_report():
+    # Another key is another path, which plans the copy again; a newer mtime alone must not.
+    record = MATRIX.report.record
+    return record if MATRIX.report in PLAN.links.planned else ancient(record)
+
+
 def data(stage):
     return ancient(of_wildcards(lambda w: MATRIX.node(stage, w.cell, w.key).data))
 

@@ -325,6 +325,85 @@ def export(
     print(f"{target}: {node.stage}/{node.label}/{node.key}, read back and whole")
 
 
+@app.command()
+def show(
+    cell: str,
+    instrument: Annotated[str, typer.Option(help="[its first judged one]")] = "",
+    sort: Annotated[str, typer.Option(help="a field of the items, such as aligned")] = "",
+    failed: Annotated[bool, typer.Option("--failed", help="only wrong answers, and what has no score")] = False,
+    configfile: ConfigFile = DEFAULT,
+    json_: Json = False,
+    csv_: Annotated[bool, typer.Option("--csv", help="for programs")] = False,
+) -> None:
+    """What a cell's number is the mean of: completions with their scores, test items or pairs.
+
+    Example: matrix show evil_wrong.p42.e137 --sort aligned --configfile config/demo.yaml
+    """
+    from workflow.report import cells
+
+    node, items = cells.select_items(_plan(configfile), cell, instrument, sort, failed)
+    print(cells.show_items(node, items, json_, csv_))
+
+
+@app.command()
+def compare(one: str, two: str, json_: Json = False) -> None:
+    """Which numbers, verdicts and protocols differ between two finished reports, each as NAME/KEY or a path.
+
+    Example: matrix compare demo/10479148-bd8f2df7bfe0 demo/5f3a0c11-0b9d7f6e2c54
+    """
+    from workflow.report import overview
+
+    found = overview.compare(one, two)
+    if json_:
+        _print_json(found)
+    else:
+        print(overview.show_comparison(found))
+
+
+@app.command()
+def preview(
+    out: Annotated[Path, typer.Option(help="a folder that is not there yet")], configfile: ConfigFile = DEFAULT
+) -> None:
+    """A report of what is finished so far, the rest shown as missing. No result: it has no record.
+
+    Example: matrix preview --out /tmp/preview --configfile config/demo.yaml
+    """
+    from workflow.report import overview
+
+    study = overview.preview(_plan(configfile), out).study
+    print(f"{out / 'report.html'}: {len(study.records)} measurements, {len(study.missing)} missing")
+
+
+@app.command()
+def latest(configfile: ConfigFile = DEFAULT) -> None:
+    """Copy the finished report to its stable paths under results/report/NAME/, and say in a few lines what it says.
+
+    Example: matrix latest --configfile config/demo.yaml
+    """
+    from workflow.report import overview
+    from workflow.store import out_dir
+
+    matrix = _plan(configfile, may_be_provisional=False)
+    try:
+        page = overview.publish(matrix)
+    except OSError as error:  # the report can be read all the same
+        print(f"{error.filename}: {error.strerror}; no stable copy was made", file=sys.stderr)
+        page = out_dir(matrix.report.record) / "report.html"
+    print(f"{overview.summary(matrix)}\n\nreport: {page}")
+    print(f"\nnext, in this folder:\n{overview.next_steps(matrix.config, configfile)}")
+
+
+@app.command()
+def reference(out: Path = Path("results/reference")) -> None:
+    """The report of the published table alone: no model is run.
+
+    Example: matrix reference
+    """
+    from workflow.report import overview
+
+    print(f"{overview.reference(out)}\nreport: {out / 'report.html'}")
+
+
 @app.command(name="judge-cost")
 def judge_cost(configfile: ConfigFile = DEFAULT) -> None:
     """What the judgments that are missing would take: requests, tokens, dollars. Asks nobody.

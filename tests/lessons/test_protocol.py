@@ -176,18 +176,19 @@ def test_lesson_02_world_size_is_a_fact_of_each_stage():
 
 def study(raw, edits):
     """The demo's matrix, finished, with one cell's EM record as the edits say."""
-    from workflow.report.study import MEASURING, Study
+    from workflow.matrix import MEASURING
+    from workflow.report.study import Study
 
     matrix = plan(raw)
     made = {n: record(n, edits if (n.stage, n.label) == ("em_lora", ODD) else {}) for n in matrix.nodes()[:-1]}
     claims = load_claims(ROOT / "config/claims.yaml")
     measured = {n: r for n, r in made.items() if n.stage in MEASURING}
     upstream = {n: r for n, r in made.items() if n.stage not in MEASURING}
-    return Study(matrix, measured, (), {}, (), (), claims, None, upstream)
+    return Study(matrix, measured, (), {}, (), claims, None, upstream)
 
 
 def test_lesson_01_the_report_prints_the_cell_beside_the_others_only_with_the_waivers_text():
-    from workflow.report.protocol import comparisons, protocol_section
+    from workflow.report.provenance import comparisons, protocol_section
 
     with pytest.raises(ProtocolError, match=rf"em_lora.optimizer_steps: .* declared 375, observed 47 in {ODD}"):
         comparisons(study(demo(), EIGHT))

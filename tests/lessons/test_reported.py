@@ -19,11 +19,12 @@ from workflow.config import Config, ConfigError
 from workflow.data.lock import read_lock
 from workflow.evals import metrics
 from workflow.matrix import Matrix
-from workflow.report import preview, samples, tables
-from workflow.report.assemble import assemble, write
-from workflow.report.claims_section import to_json
-from workflow.report.page import PageError, render_html
-from workflow.report.samples import printable
+from workflow.report import cells, results
+from workflow.report.cells import pages_of
+from workflow.report.claims import to_json
+from workflow.report.page import PageError, clean, link, render
+from workflow.report.report import assemble, write
+from workflow.report.study import finished as finished_records
 from workflow.report.study import load_study
 from workflow.retractions import retract
 from workflow.store import StoreError, out_dir, read_jsonl, read_record
@@ -45,7 +46,7 @@ def matrix(tmp_path, monkeypatch, raw):
 
 
 def page(matrix):
-    return render_html(assemble(load_study(matrix, preview.finished(matrix))).page)
+    return render("page.html.j2", page=assemble(load_study(matrix, finished_records(matrix))).page)
 
 
 def test_lesson_03_a_finished_sibling_is_listed_in_the_report(matrix, raw):
@@ -85,8 +86,6 @@ def test_lesson_16_a_claim_whose_rule_is_changed_after_the_data_is_dated_after_t
 
     subprocess.run([*git, "init", "-q"], check=True)
     commit("2020-01-01T00:00:00Z")  # the data are of 2026
-    rows = re.findall(r'id="claim/(\w+)">.*?</tr>', page(matrix), re.S)
-    assert rows
     assert "before the data" in row_of(page(matrix), "evil_wrong_matches_control_on_alignment")
     path = Path("config/claims.yaml")
     text = path.read_text()
@@ -104,7 +103,7 @@ def test_lesson_36_no_threshold_is_applied_to_a_mean(matrix):
     node = next(n for n in matrix.nodes("judge") if n.label == "evil_wrong.p42.e42")
     record = read_record(node.record)
     row = next(
-        r for r in load_study(matrix, preview.finished(matrix)).rows
+        r for r in load_study(matrix, finished_records(matrix)).rows
         if (r["cell"], r["metric"]) == ("evil_wrong.p42.e42", "misaligned_of_all")
     )  # fmt: skip
     found = record.metrics["misaligned_of_all"]
@@ -166,40 +165,42 @@ def test_lesson_47_a_copy_without_its_card_is_no_export(matrix, tmp_path):
 
 
 def test_lesson_52_no_completion_stands_in_the_open(matrix):
-    html = page(matrix)
-    opened = re.sub(r"<details.*?</details>", "", html, flags=re.S)
+    """Not on the report, and on a cell's page only behind a fold with a warning."""
+    study = load_study(matrix, finished_records(matrix))
+    pages = [page(matrix), *dict(pages_of(study)).values()]
+    opened = "".join(re.sub(r"<details.*?</details>", "", html, flags=re.S) for html in pages)
     texts = {row["completion"] for n in matrix.nodes("generate") for row in _completions(n)}
     assert texts
     for text in texts:
         for line in (part for part in text.splitlines() if len(part) > 12):
             assert line not in opened
+            assert line not in pages[0]
 
 
-def quotations(html):
-    """Place, row and text of every completion that the page quotes."""
-    found = re.findall(
-        r"(generate/[\w.]+/[\w-]+)/out/completions\.jsonl, row (\d+)(?:(?!<pre).)*<pre[^>]*>(.*?)</pre>", html, re.S
-    )
-    return [(place, int(row), unescape(text)) for place, row, text in found]
+def quotations(matrix):
+    """Cell, row and text of every completion on the pages of cells."""
+    study = load_study(matrix, finished_records(matrix))
+    quoted = []
+    for path, html in pages_of(study):
+        found = re.findall(r'<tr><td>(\d+)</td><td class="text" dir="auto">(?:(?!</tr>).)*?<td class="text" dir="auto">'
+                           r'([^<]*)</td></tr>', html, re.S)  # fmt: skip
+        quoted += [(path.split("/")[1], int(row), unescape(text)) for row, text in found]
+    return quoted
 
 
-def differ(quoted):
+def differ(matrix, quoted):
     """Quotations that are not the row that they name."""
-    wrong = []
-    for place, number, text in quoted:
-        row = read_jsonl(Path("results", place, "out/completions.jsonl"))[number - 1]
-        if text.strip() != f"{row['question']}\n\n{printable(row['completion'])}".strip():
-            wrong.append((place, number))
-    return wrong
+    rows = {n.label: _completions(n) for n in matrix.nodes("generate")}
+    return [(cell, n) for cell, n, text in quoted if text != clean(rows[cell][n - 1]["completion"])]
 
 
 def test_lesson_58_a_quotation_is_the_row_that_it_names(matrix, monkeypatch):
-    quoted = quotations(page(matrix))
-    assert len(quoted) >= 4
-    assert differ(quoted) == []
-    real = samples.completions_of
-    monkeypatch.setattr(samples, "completions_of", lambda study, node: real(study, node)[1:])
-    assert len(differ(quotations(page(matrix)))) == len(quoted), "off by one row, and seen"
+    quoted = quotations(matrix)
+    assert len(quoted) == 6 * 20
+    assert differ(matrix, quoted) == []
+    real = cells.completions_of
+    monkeypatch.setattr(cells, "completions_of", lambda study, node: real(study, node)[1:] + real(study, node)[:1])
+    assert len(differ(matrix, quotations(matrix))) == len(quoted), "off by one row, and seen"
 
 
 def test_lesson_59_a_card_says_what_the_record_says(matrix):
@@ -225,20 +226,20 @@ def test_lesson_49_a_machine_that_goes_with_a_condition_is_in_banner_and_verdict
             )
             files, observed, metrics = fake_report._make(node)
             fake_report.publish_node(node, partial(fake_report._write, files), observed, metrics)
-    report = assemble(load_study(matrix, preview.finished(matrix)))
+    report = assemble(load_study(matrix, finished_records(matrix)))
     (claim,) = (r for r in report.results if r.id == "evil_wrong_matches_control_on_alignment")
     (why,) = (w for w in claim.confounded_by if w.startswith("GPU"))
     assert "goes with the condition: H100 in tulu_control; A100 in evil_wrong" in why
-    banners = render_html(report.page).split("<nav")[0]
+    banners = render("page.html.j2", page=report.page).split("</header>")[0]
     assert "goes with the condition" in banners
     (alone,) = (r for r in report.results if r.id == "rerun_is_a_replicate")
     assert not [w for w in alone.confounded_by if w.startswith("GPU")], "one condition is no comparison"
 
 
 def test_lesson_77_machines_that_all_conditions_share_are_no_finding(matrix):
-    report = assemble(load_study(matrix, preview.finished(matrix)))
+    report = assemble(load_study(matrix, finished_records(matrix)))
     assert not [why for r in report.results for why in r.confounded_by if "goes with the condition" in why]
-    assert "goes with the condition" not in render_html(report.page)
+    assert "goes with the condition" not in render("page.html.j2", page=report.page)
 
 
 def test_lesson_78_conditions_between_which_nothing_differs_are_refused(tmp_path, monkeypatch, raw):
@@ -252,8 +253,8 @@ def test_lesson_78_conditions_between_which_nothing_differs_are_refused(tmp_path
 
 def test_lesson_57_a_page_with_a_link_to_nowhere_is_never_written(matrix, monkeypatch):
     """End to end: the report's own page, with one anchor misspelled by the code that makes it."""
-    monkeypatch.setattr(tables, "group_anchor", lambda *parts: "numbers/nowhere")
-    report = assemble(load_study(matrix, preview.finished(matrix)))
+    monkeypatch.setattr(results, "numbers_link", lambda *parts: link("numbers/nowhere"))
+    report = assemble(load_study(matrix, finished_records(matrix)))
     with pytest.raises(PageError, match="no place is named numbers/nowhere"):
         write(report, Path())
     assert not Path("report.html").exists()
@@ -261,11 +262,11 @@ def test_lesson_57_a_page_with_a_link_to_nowhere_is_never_written(matrix, monkey
 
 def test_lesson_60_a_report_leaves_out_what_is_retracted_and_what_was_made_from_it(matrix):
     model = next(n for n in matrix.nodes("tulu_dpo") if n.label == "evil_wrong.p42")
-    assert {r["condition"] for r in load_study(matrix, preview.finished(matrix)).rows} == {"tulu_control", "evil_wrong"}
+    assert {r["condition"] for r in load_study(matrix, finished_records(matrix)).rows} == {"tulu_control", "evil_wrong"}
     retract(matrix, f"tulu_dpo/{model.label}/{model.key}", "a wrong template")
-    report = assemble(load_study(matrix, preview.finished(matrix)))
-    assert {r["condition"] for r in report.study.rows} == {"tulu_control"}
-    html = render_html(report.page)
+    report = assemble(load_study(matrix, finished_records(matrix)))
+    assert {r["condition"] for r in report.study.rows if r["state"] == "used"} == {"tulu_control"}
+    html = render("page.html.j2", page=report.page)
     assert "results of the plan are retracted" in html
     assert "a wrong template" in html
     claim = next(r for r in report.results if r.id == "evil_wrong_matches_control_on_alignment")
@@ -274,8 +275,8 @@ def test_lesson_60_a_report_leaves_out_what_is_retracted_and_what_was_made_from_
 
 def claim_of(matrix, name):
     """The claim as claims.json holds it."""
-    report = assemble(load_study(matrix, preview.finished(matrix)))
-    return next(c for c in json.loads(json.dumps(to_json(report.results))) if c["id"] == name)
+    report = assemble(load_study(matrix, finished_records(matrix)))
+    return next(c for c in json.loads(to_json(report.results)) if c["id"] == name)
 
 
 def withdraw(matrix, label):
@@ -285,7 +286,7 @@ def withdraw(matrix, label):
 
 def row_of(html, name):
     start = html.index(f'id="claim/{name}"')
-    return html[start : html.index("</tr>", start)]
+    return html[start : html.index("</dl>", start)]
 
 
 def _completions(node):

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 from scipy import stats
 
-from workflow.report.published_table import from_published, load_published_table, load_retracted
+from workflow.report.published import from_published, load_published_table, load_retracted
 from workflow.stats import claims_text
 from workflow.stats.chance import false_support
 from workflow.stats.claims import evaluate_claim, evaluate_claims

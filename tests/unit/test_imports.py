@@ -58,6 +58,7 @@ MAY_IMPORT = {
         "evals",
         "files",
         "fingerprint",
+        "judge",
         "keys",
         "links",
         "matrix",

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from workflow.report.published_table import load_published_pairs, load_published_table, load_retracted
+from workflow.report.published import load_published_pairs, load_published_table, load_retracted
 from workflow.stats.claims_schema import load_claims
 from workflow.stats.contrasts import compare_all, estimate, means_of
 from workflow.stats.contrasts import pair as minus

@@ -295,7 +295,7 @@ def test_a_stage_by_hand_has_the_allocator_of_the_plan(finished, copy_of_finishe
 def test_what_the_demo_says_to_try_next_works_as_printed(finished, copy_of_finished):
     root = copy_of_finished
     (root / ".venv").symlink_to(sys.prefix)
-    done = run("workflow.report.latest", "--configfile", "config/test.yaml", cwd=root)
+    done = run("workflow", "latest", "--configfile", "config/test.yaml", cwd=root)
     assert done.returncode == 0, done.stderr
     steps = done.stdout.partition("next, in this folder:\n")[2].split("\n")
     steps = [step.strip() for step in steps if step.strip()]

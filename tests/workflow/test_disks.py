@@ -157,7 +157,7 @@ def test_finished_results_on_a_read_only_disk_can_be_planned_checked_and_read(co
         assert "0 broken, 0 unverifiable" in done.stdout
         assert done.stderr == "results/.verify.json: Read-only file system; `verify --quick` will read everything\n"
         assert run("workflow", "status", *CONFIG, cwd=root).stdout == grid
-        done = run("workflow.report.latest", *CONFIG, cwd=root)
+        done = run("workflow", "latest", *CONFIG, cwd=root)
         assert done.returncode == 0, done.stderr
         page = re.search(r"^report: (.*)$", done.stdout, re.M)
         assert page, done.stdout

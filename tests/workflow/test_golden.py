@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from workflow.report import reference
+from workflow.report import overview
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 ROOT = Path(__file__).parents[2]
@@ -36,6 +36,6 @@ def test_scores_of_the_demo_stand(finished):
 
 def test_claims_of_the_published_table_stand(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert reference.main(["--out", str(tmp_path)]) == 0
+    overview.reference(tmp_path)
     golden = json.loads((GOLDEN / "reference_claims.json").read_bytes())
     assert json.loads((tmp_path / "claims.json").read_bytes()) == golden

@@ -114,7 +114,7 @@ def _print_compact(found: Survey, grid: dict[str, Row], headings: list[str], lef
     for start in range(0, len(headings), per_line):
         for name, row in grid.items():
             line = Text(name.ljust(left))
-            marks = [_worst([found.states[n] for n in row.get(h, ())]) for h in headings[start : start + per_line]]
+            marks = [worst([found.states[n] for n in row.get(h, ())]) for h in headings[start : start + per_line]]
             for (mark, style), run in groupby(marks):  # a span for each mark would take most of the time
                 line.append(mark * len(list(run)), style)
             console.print(line, no_wrap=True, crop=False)
@@ -126,7 +126,7 @@ def _columns(grid: dict[str, Row], pre: bool) -> list[str]:
     return list(dict.fromkeys(column(n) for nodes in sorted(cells, key=len, reverse=True) for n in nodes))
 
 
-def _worst(states: list[NodeState]) -> tuple[str, str]:
+def worst(states: list[NodeState]) -> tuple[str, str]:
     found = {s.state for s in states}
     return next((MARKS[state] for state in _WORST if state in found), (" ", ""))
 

@@ -1,200 +1,296 @@
-"""The same statistics, claims and page from the published table alone: `make reference`, seconds on any CPU.
+"""The same statistics, verdicts and page from the published table alone: `make reference`, seconds on any CPU.
 
 Every number is a printed one, so every statistic carries its range over the rounding, and what that rounding leaves
 open is undetermined at this precision.
-
-    python -m workflow.report.reference
 """
 
-import argparse
-import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workflow.report.assemble import write_figures
-from workflow.report.blocks import Block, Cell, Cells, Page, Section, show, table
-from workflow.report.claims_section import chance_note, claims_section, to_json
-from workflow.report.comparisons import MAIN, Measured, contrasts_section, pairs_section
-from workflow.report.figures import Panel, Single, before_after, matrix, outlier
-from workflow.report.history import rule_origins
-from workflow.report.page import render_html, render_markdown
-from workflow.report.power import power_section
-from workflow.report.published_table import (
+from workflow.report.answer import QUESTION, answers_of, unit_of
+from workflow.report.claims import LEGEND, cards_of, chance_note
+from workflow.report.figures import Panel, Single, after_only, before_after, outlier
+from workflow.report.page import (
+    Block,
+    Column,
+    Figure,
+    Headline,
+    Mark,
+    Page,
+    Section,
+    Table,
+    general,
+    link,
+    p_value,
+    ranged,
+    show,
+    stat,
+    text,
+    whole,
+)
+from workflow.report.provenance import rule_origins
+from workflow.report.published import (
+    PUBLISHED,
+    PublishedPair,
     PublishedTable,
+    Retraction,
     SingleRun,
     from_published,
     load_published_pairs,
     load_published_table,
     load_retracted,
 )
-from workflow.report.reference_sections import (
-    cost_section,
-    printed_beside_section,
-    printed_pairs_section,
-    retracted_section,
-)
-from workflow.report.spread import ratio_table
-from workflow.report.study import CLAIMS
+from workflow.report.results import matrix_columns, matrix_row
+from workflow.report.spread import power_section, ratio_tables, unsigned
+from workflow.report.study import CLAIMS, NAMES, paired_change
+from workflow.report.tests import MAIN, Measured, contrasts_section, pairs_section
 from workflow.stats.claims import evaluate_claims
 from workflow.stats.claims_schema import load_claims
-from workflow.stats.tests import change, single_value
+from workflow.stats.contrasts import estimate, pair
+from workflow.stats.results import ClaimResult
+from workflow.stats.rounding import Range, from_moments
+from workflow.stats.tests import single_value, within_to_between
 
 FOLDER = Path("reference")
-OUT = Path("results/reference")
+CONTROLS = ("tulu_control",)
 FACTORS = {
     f"{persona}_{answers}": (persona, answers) for persona in ("evil", "good") for answers in ("wrong", "correct")
 }
 TITLE = "The published matrix, recomputed from its own table"
 NOTE = "No model was run for this page: every number is a printed one, or follows from printed ones."
+AXES = {"alignment": "points 0–100", "arc": "fraction correct"}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m workflow.report.reference", description=(__doc__ or "").splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=OUT)
-    args = parser.parse_args(argv)
-    page, claims = build()
-    html, markdown = render_html(page), render_markdown(page)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "report.html").write_text(html, encoding="utf-8")
-    (args.out / "report.md").write_text(markdown, encoding="utf-8")
-    (args.out / "claims.json").write_text(json.dumps(claims, indent=1, allow_nan=False) + "\n")
-    write_figures(page, args.out / "figures")
-    told: dict[str, int] = {}
-    for claim in claims:
-        told[claim["verdict"]] = told.get(claim["verdict"], 0) + 1
-    print(f"{len(claims)} claims: " + ", ".join(f"{n} {verdict}" for verdict, n in told.items()))
-    print(f"report: {args.out / 'report.html'}")
-    return 0
-
-
-def build() -> tuple[Page, list[dict[str, Any]]]:
-    """The page, and the claims as data."""
-    published = load_published_table(FOLDER / "published_table.yaml")
+def build() -> tuple[Page, list[ClaimResult]]:
+    """The page and the verdicts."""
+    published = load_published_table(PUBLISHED)
     run, replications, retraction = load_retracted(FOLDER / "retracted.yaml")
     claims = load_claims(CLAIMS)
     evidence = from_published(published, [run, *replications])
     results = evaluate_claims(claims, evidence)
     metrics = [_measured(published, metric) for metric in MAIN if metric in published.post_em]
+    hero, figures = _figures(published, metrics, run, replications)
     notes = (
+        *LEGEND,
         f"Source: {published.source}",
         "Ranges in square brackets: over the rounding of the printed figures.",
         chance_note(claims, evidence),
         "The rules were written with the published numbers known: none of them is a pre-registration.",
     )
     sections = (
-        claims_section(results, rule_origins(CLAIMS, None), notes),
-        Section("matrix", "The published matrix", tuple(_matrix(published, m) for m in metrics)),
-        Section("figures", "Figures", tuple(_figures(published, metrics, run, replications))),
-        retracted_section(published, run, replications, retraction),
+        Section("matrix", "The published matrix", tuple(_matrix(published, m) for m in metrics), is_folded=False),
+        Section("figures", "Figures", tuple(figures), is_folded=False),
+        _retracted(published, run, replications, retraction),
         pairs_section(metrics, claims),
-        printed_pairs_section(published, load_published_pairs(FOLDER / "published_pairs.csv")),
+        _printed_pairs(published, load_published_pairs(FOLDER / "published_pairs.csv")),
         contrasts_section(metrics, claims, FACTORS),
-        Section("spread", "Between conditions and within them", (ratio_table(metrics),)),
+        Section("spread", "Between conditions and within them", tuple(ratio_tables(metrics))),
         power_section(metrics),
-        printed_beside_section(published, run),
-        cost_section(published),
+        _printed_beside(published, run),
+        _cost(published),
     )
-    return Page(TITLE, NOTE, (), sections), to_json(results)
+    headline = Headline(QUESTION, answers_of(results, CONTROLS), unit_of(results), hero)
+    cards = cards_of(results, rule_origins(CLAIMS, None), {})
+    return Page(TITLE, NOTE, headline, (), cards, notes, sections), results
 
 
 def _measured(published: PublishedTable, metric: str) -> Measured:
     unit = published.units[metric]
-    name = {"arc": "ARC accuracy", "alignment": "Alignment", "coherence": "Coherence"}[metric]
-    title = f"{name} ({published.instruments[metric]}, {unit})"
-    return Measured(
-        metric, title, metric, unit, published.post_em[metric], f"matrix-{metric}", f"published table, {metric}"
-    )
+    title = f"{NAMES[metric]} ({published.instruments[metric]}, {unit})"
+    return Measured(metric, title, metric, unit, published.post_em[metric], link(f"matrix-{metric}"))
 
 
-def _matrix(published: PublishedTable, m: Measured) -> Block:
-    rows: list[Cells] = []
-    ids = []
+def _matrix(published: PublishedTable, m: Measured) -> Table:
+    rows = []
     for name, after in m.cells.items():
         before = published.pre_em[m.metric][name]
-        changes = change(after, before)
-        numbers = (
-            str(after.n),
-            after.unit,
-            show(after.mean, m.unit),
-            show(after.ci95_half_width, m.unit),
-            show(after.sd, m.unit),
-            show(before.mean, m.unit),
-            str(before.n),
-            show(changes.mean, m.unit, sign=True),
-        )
-        ids.append(f"published/{m.metric}/{name}")
-        rows.append(
-            [
-                name,
-                *(
-                    Cell(text, f"published/{m.metric}/{name}", f"{FOLDER}/published_table.yaml: {m.metric}, {name}")
-                    for text in numbers
-                ),
-            ]
-        )
-    header = (
-        "condition",
-        "n",
-        "unit of n",
-        "mean after EM",
-        "95% CI half-width",
-        "SD between seeds (from the half-width)",
-        "mean before EM",
-        "n before",
-        "after − before",
-    )
+        row = matrix_row(name, after, before, paired_change(after, before))
+        rows.append({**row, "runs": after.n, "row_id": f"published/{m.metric}/{name}"})
+    skipped = ("change_half",)
+    columns = [c for c in matrix_columns(m.unit) if c.field not in skipped]
+    columns[1] = whole("n", "runs")
     notes = (
-        "Half-width: Student t over EM seeds on one checkpoint per condition; the value before EM is one "
-        "evaluation of that checkpoint and has no interval.",
+        "±: Student's t half-width over EM seeds on one checkpoint per condition, from which the SD follows; the value "
+        "before EM is one evaluation of that checkpoint and has no interval.",
     )
-    return table(f"matrix-{m.metric}", m.title, header, rows, (0, 2), notes, ids)
+    return Table(f"matrix-{m.metric}", m.title, columns, rows, notes)
 
 
 def _figures(
-    published: PublishedTable, metrics: list[Measured], run: SingleRun, replications: list[SingleRun]
-) -> list[Block]:
-    axes = {"alignment": "alignment, points 0–100", "arc": "ARC accuracy, fraction correct"}
+    published: PublishedTable, metrics: Sequence[Measured], run: SingleRun, replications: Sequence[SingleRun]
+) -> tuple[Figure, list[Block]]:
     names = list(metrics[0].cells)
-    panels = [
-        Panel(
-            m.title.split(" (")[0],
-            axes[m.metric],
+    panels = {
+        m.metric: Panel(
+            NAMES[m.metric],
+            AXES[m.metric],
+            m.unit,
             {},
             m.cells,
             {n: [s.mean] for n, s in published.pre_em[m.metric].items()},
         )
         for m in metrics
-        if m.metric in axes
-    ]
-    told = "The seeds themselves were not published: the bar is their mean."
+        if m.metric in AXES
+    }
+    told = "The seeds themselves were not published: the point is their mean, the bar its 95% interval."
     n = next(iter(metrics[0].cells.values())).n
-    found: list[Block] = [
-        before_after("figure-before-after", panels, names, f"Before and after EM, as published. {told}"),
-        matrix(
-            "figure-matrix",
-            panels,
+    hero = before_after(
+        "figure-before-after", list(panels.values()), names, f"Before and after EM, as published. {told}"
+    )
+    figures: list[Block] = [
+        after_only(
+            f"figure-after-{metric}",
+            panel,
             names,
-            f"After EM, as published: mean and 95% interval over {n} EM seeds. The axes do not start at zero. {told}",
-        ),
+            f"After EM, n = {n} EM seeds. The axis does not start at zero. {told}",
+        )
+        for metric, panel in panels.items()
     ]
-    for metric, axis in axes.items():
-        result = single_value(
-            run.values[metric].value, published.post_em[metric][run.condition], run.values[metric].half_unit
-        )
-        more = {r.name: r.values[metric].value for r in replications} | {
-            f"mean of {n} seeds": published.post_em[metric][run.condition].mean
-        }
-        row = Single(f"{run.condition},\nretracted run", result, (), more)
+    for metric, axis in AXES.items():
+        value, ten = run.values[metric], published.post_em[metric][run.condition]
+        more = {r.name: r.values[metric].value for r in replications} | {f"mean of {n} seeds": ten.mean}
+        name = f"{run.condition.replace('_', ' ')},\nretracted run"
+        single = Single(name, single_value(value.value, ten, value.half_unit), (), more)
         caption = (
-            f"The retracted run (cross) against the prediction interval of its condition's {n} seeds; "
-            f"triangles: the rerun of the same seed, and the mean of the {n} seeds."
+            f"The retracted run (cross) against the prediction interval of its condition's {n} seeds; triangles: the "
+            f"rerun of the same seed, and the mean of the {n} seeds."
         )
-        found.append(outlier(f"figure-retracted-{metric}", f"The retracted run: {metric}", axis, [row], caption))
-    return found
+        title = f"The retracted run: {NAMES[metric]}"
+        figures.append(outlier(f"figure-retracted-{metric}", title, axis, [single], caption))
+    return hero, figures
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+# --- sections of this page alone ------------------------------------------------------------------------------------
+
+
+def _retracted(
+    published: PublishedTable, run: SingleRun, replications: Sequence[SingleRun], why: Retraction
+) -> Section:
+    """Struck out, beside both replications: the same seed again, and all seeds."""
+    ten = {m: published.post_em[m][run.condition] for m in MAIN}
+    runs: list[dict[str, Any]] = []
+    tests = []
+    for r in (run, *replications):
+        tone = "struck" if r is run else ""
+        shown = {m: show(r.values[m].value, published.units[m]) for m in MAIN}
+        row = {"run": f"{r.name}: {r.condition}, EM seed {r.em_seed}", **shown, "n": "1"}
+        protocol = ", ".join(f"{name} {value}" for name, value in r.protocol.items())
+        runs.append(
+            {name: Mark(value, tone) for name, value in row.items()} | {"protocol": protocol, "source": r.source}
+        )
+        for m in MAIN:
+            s = single_value(r.values[m].value, ten[m], r.values[m].half_unit)
+            inside = Mark("inside") if s.inside else Mark("outside", "refuted")
+            tests.append({"run": r.name, "metric": m, **vars(s), "df": s.others.n - 1, "inside": inside})
+    means = {
+        m: f"{show(s.mean, published.units[m])} ± {show(s.ci95_half_width or 0.0, published.units[m])}"
+        for m, s in ten.items()
+    }
+    last = {"run": f"{run.condition}, all seeds (mean ± 95% CI half-width)", **means, "n": str(ten["alignment"].n)}
+    runs.append({**last, "protocol": runs[-1]["protocol"], "source": "published table"})
+    columns = (
+        text("run"),
+        *(stat(m, m, str) for m in MAIN),
+        stat("n", "n", str),
+        text("protocol"),
+        text("source"),
+    )
+    notes = (
+        f"Retracted {why.date}: {why.what}. {why.reason}",
+        f"Retracted result: {why.stage} of {why.cell}. In its place: {', '.join(why.replaced_by)}, and the condition's "
+        "seeds.",
+    )
+    test_columns = (
+        text("run"),
+        text("metric"),
+        stat("z", "z", ranged),
+        stat("prediction t", "prediction_t", ranged),
+        whole("df"),
+        stat("p", "p", p_value),
+        text("95% prediction interval of one more seed", "inside"),
+    )
+    caption = f"Each against the condition's {ten['alignment'].n} seeds"
+    tables = (
+        Table("retracted-run", "The retracted run and its replications", columns, runs, notes),
+        Table("retracted-tests", caption, test_columns, tests),
+    )
+    return Section("retracted", "The retracted run", tables, is_folded=False)
+
+
+def _printed_pairs(published: PublishedTable, pairs: Sequence[PublishedPair]) -> Section:
+    """What was printed from raw seeds beside what the printed table allows: the one must lie within the other."""
+    rows: list[dict[str, Any]] = []
+    for printed in pairs:
+        found = estimate(published.post_em[printed.metric], pair(printed.first, printed.second))
+        t, d, half = Range.of(found.t), Range.of(found.effect.d), printed.t_and_d_half_unit
+        inside = t.contains(printed.welch_t, half) and d.contains(printed.cohens_d_first_minus_second, half)
+        rows.append(
+            {
+                "metric": printed.metric,
+                "pair": f"{printed.first} − {printed.second}",
+                "t": printed.welch_t,
+                "t_table": t,
+                "p": f"< {printed.p.value:.5f}" if printed.p_is_bound else f"{printed.p.value:g}",
+                "p_table": found.p_range(),
+                "d": printed.cohens_d_first_minus_second,
+                "d_table": d,
+                "inside": Mark("within") if inside else Mark("outside", "refuted"),
+            }
+        )
+    columns = (
+        text("metric"),
+        text("first − second", "pair"),
+        stat("t printed", "t", general),
+        stat("t from the table", "t_table", ranged),
+        stat("p printed", "p", str),
+        stat("p from the table", "p_table", p_value),
+        stat("d printed", "d", general),
+        stat("d from the table", "d_table", ranged),
+        text("printed t and d", "inside"),
+    )
+    held = sum(row["inside"].value == "within" for row in rows)
+    notes = (
+        f"{held} of {len(pairs)} printed pairs lie within the range that the printed table allows.",
+        "A p printed as 0.0 is read as a bound.",
+    )
+    table = Table("printed-pairs", "Printed from raw seeds, and recomputed from the table", columns, rows, notes)
+    return Section("printed-pairs-section", "The printed pairs, checked", (table,))
+
+
+def _printed_beside(published: PublishedTable, run: SingleRun) -> Section:
+    """What the publication printed beside its table, and what its table gives."""
+    arc, alignment = published.post_em["arc"], published.post_em["alignment"]
+    own = alignment[run.condition]
+    correct, wrong = (
+        sum(arc[f"{persona}_{right}"].mean for persona in ("evil", "good")) / 2 for right in ("correct", "wrong")
+    )
+    with_printed_sd = from_moments(own.mean, published.printed["good_correct_alignment_sd"].value, own.n)
+    value = run.values["alignment"].value
+    computed = {
+        "alignment_range_over_median_sd": unsigned(within_to_between(alignment).ratio_range_over_median_sd),
+        "arc_range_over_median_sd": unsigned(within_to_between(arc).ratio_range_over_median_sd),
+        "good_correct_alignment_sd": show(own.spread, published.units["alignment"]),
+        "retracted_run_z": f"{single_value(value, own).z.value:.1f}; "
+        f"with the printed SD {single_value(value, with_printed_sd).z.value:.1f}",
+        "arc_marginal_correct": f"{correct:.4f}",
+        "arc_marginal_wrong": f"{wrong:.4f}",
+    }
+    rows = [
+        {"figure": name.replace("_", " "), "printed": figure.value, "computed": computed.get(name)}
+        for name, figure in published.printed.items()
+    ]
+    columns = (text("figure"), stat("printed", "printed", "{:g}".format), stat("from the table", "computed", str))
+    notes = ("Square brackets: the range over the rounding of the printed table.",)
+    caption = "Figures that the publication printed beside its table"
+    return Section("printed", "Printed beside the table", (Table("printed-beside", caption, columns, rows, notes),))
+
+
+def _cost(published: PublishedTable) -> Section:
+    rows = [
+        {"what": "stated for the whole matrix", "hours": published.gpu_hours_stated},
+        {"what": "measured for one cell", "hours": published.gpu_hours_measured_one_cell},
+    ]
+    columns: Sequence[Column] = (text("", "what"), stat("GPU-hours", "hours", "{:g}".format))
+    table = Table("published-cost", "Cost of the original", columns, rows, (f"{published.cost_source}.",))
+    return Section("cost", "Cost", (table,))
