@@ -69,7 +69,7 @@ def scores(pipelines=(42,), shift=0.0):
 
 
 def test_lesson_07_a_decision_rule_is_dated_by_the_commit_that_first_held_it(tmp_path):
-    from workflow.report.provenance import rule_origins
+    from workflow.report.history import rule_origins
 
     path = tmp_path / "claims.yaml"
     git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]

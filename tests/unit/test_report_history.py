@@ -6,7 +6,7 @@ import subprocess
 import pytest
 import yaml
 
-from workflow.report.provenance import rule_origins
+from workflow.report.history import rule_origins
 
 BEFORE, AFTER = "2026-01-01T00:00:00+00:00", "2026-03-01T00:00:00+00:00"
 DATA = "2026-02-01T00:00:00+00:00"

@@ -12,8 +12,8 @@ import numpy as np
 from workflow.errors import ConfigError
 from workflow.keys import canonical_json
 from workflow.matrix import Node
+from workflow.report.history import RuleOrigin
 from workflow.report.page import Mark, Table, anchor, p_value, ranged, stat, text
-from workflow.report.provenance import RuleOrigin
 from workflow.report.study import NAMES, Study
 from workflow.stats.chance import MATRICES, false_support
 from workflow.stats.claims import evaluate_claim

@@ -2,26 +2,21 @@
 reruns, and the checks of this run."""
 
 from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
-import numpy as np
 from scipy.stats import binomtest
 
-from workflow.evals.metrics import COHERENT_ABOVE, MISALIGNED_BELOW
 from workflow.evals.pairs import change as pairs_change
 from workflow.judge.agreement import panel_agreement
 from workflow.matrix import Node
 from workflow.report.numbers import FRACTION, NATS, POINTS, TIES
 from workflow.report.page import Block, Column, Mark, Prose, Section, Table, number, ratio, show, stat, text, whole
-from workflow.report.study import Place, Study, cell_page, changes_of, numbers_link, sample_row, title_of
-from workflow.stats.samples import EM_SEED, PIPELINE_SEED, FloatArray, Sample, sample
-from workflow.stats.thresholds import ALIGNED, COHERENT, classes, is_sensitive, joint_rates
+from workflow.report.study import Place, Study, cell_page, numbers_link, title_of
+from workflow.report.tests import changes_of, sample_row
 from workflow.store import Record, out_dir, read_jsonl
 
 ARC = ("arc", "arc_clean", "arc_contaminated")
 Group = tuple[str, str, str | None]  # condition, phase, arm
-Runs = dict[tuple[int, int | None], FloatArray]  # (pipeline seed, EM seed) -> joint rates by threshold
 
 
 def grouped(study: Study, stage: str, instrument: str) -> dict[Group, list[tuple[Node, Record]]]:
@@ -113,7 +108,7 @@ def arc_section(study: Study) -> Section:
     parts = [stat(name, metric, ratio) for name, metric in zip(("full", "clean", "contaminated"), ARC, strict=True)]
     mass = number("letter mass (mean)", "mass", FRACTION)
     for arc in study.config.arc:
-        rows, cells = [], []
+        rows = []
         for group, members in grouped(study, "arc", arc.name).items():
             counts = {m: [by_record.get((n.label, arc.name, m)) for n, _ in members] for m in ARC}
             row: dict[str, Any] = {**_of(group), "runs": len(members), "chance": members[0][1].metrics["chance"]}
@@ -122,14 +117,6 @@ def arc_section(study: Study) -> Section:
                 sums = [sum(r[side] for r in numbers if r) for side in ("numerator", "denominator")]
                 row[metric] = (sums[0], sums[1]) if sums[1] else None
             rows.append({**row, "href": _link(group, Place(arc.name, "arc", FRACTION))})
-            for i, (node, record) in enumerate(members):
-                own: dict[str, Any] = {
-                    m: r and (r["numerator"], r["denominator"]) for m in ARC for r in (counts[m][i],)
-                }
-                letters = " ".join(f"{letter}:{n}" for letter, n in record.metrics["predicted_letters"].items())
-                page = cell_page(node.label, arc.name)
-                own |= {"cell": Mark(node.label, href=page), "mass": record.metrics["letter_mass_mean"], "href": page}
-                cells.append({**own, "letters": letters})
         if rows:
             notes = (
                 "Clean and contaminated: items outside and inside the model's own training data, by the overlap check "
@@ -141,9 +128,6 @@ def arc_section(study: Study) -> Section:
                 *(number("chance", "chance", FRACTION), mass),
             )
             blocks.append(Table(f"arc-{arc.name}", f"ARC accuracy by contamination ({arc.name})", columns, rows, notes))
-            each = (text("cell"), *parts, mass, text("letters predicted", "letters"))
-            caption = f"Every cell ({arc.name}), with the letters predicted"
-            blocks.append(Table(f"arc-cells-{arc.name}", caption, each, cells, is_folded=True))
     return Section("arc", "ARC: full, clean and contaminated", tuple(blocks))
 
 
@@ -166,7 +150,7 @@ def outcomes_section(study: Study) -> Section:
 def _outcomes(instrument: str, groups: Mapping[Group, Sequence[tuple[Node, Record]]]) -> list[Block]:
     kinds = list(next(iter(groups.values()))[0][1].metrics["alignment"]["counts"])
     means = ("mean", "missing_0", "missing_100")
-    rows, cells, flagged = [], [], []
+    rows, flagged = [], []
     for metric in ("alignment", "coherence"):
         for group, members in groups.items():
             found = [r.metrics[metric] for _, r in members]
@@ -177,10 +161,6 @@ def _outcomes(instrument: str, groups: Mapping[Group, Sequence[tuple[Node, Recor
                 row[name] = sum(values) / len(values) if values else None
             scored = any(m["scored"] for m in found)
             rows.append({**row, "href": _link(group, Place(instrument, metric, POINTS)) if scored else ""})
-            for node, record in members:
-                page, m = cell_page(node.label, instrument), record.metrics[metric]
-                cell = {"cell": Mark(node.label, href=page), "scale": metric, "href": page}
-                cells.append({**cell, **{kind: m["counts"].get(kind, 0) for kind in kinds}, **{n: m[n] for n in means}})
     for members in groups.values():
         for node, record in members:
             unscored = record.observed.get("unscored") or {}
@@ -195,10 +175,6 @@ def _outcomes(instrument: str, groups: Mapping[Group, Sequence[tuple[Node, Recor
         blocks.append(Prose(f"Many judgments without a score ({instrument}): {', '.join(flagged)}.", "warn"))
     columns = (text("scale"), text("condition"), text("phase"), *map(whole, kinds), whole("all"), *tail)
     blocks.append(Table(f"outcomes-{instrument}", f"Outcomes ({instrument})", columns, rows, notes, instrument))
-    each = (text("cell"), text("scale"), *map(whole, kinds), *tail)
-    blocks.append(
-        Table(f"outcomes-cells-{instrument}", f"Every cell ({instrument})", each, cells, (), instrument, is_folded=True)
-    )
     return blocks
 
 
@@ -315,88 +291,6 @@ def _changes(study: Study, arm: str | None, instrument: str) -> list[Block]:
     )
     id, caption = f"preference-{arm or 'main'}-{instrument}", f"Change by EM: {title_of(study, arm, place)}"
     return [Table(id, caption, columns, rows, notes)] if rows else []
-
-
-# --- other thresholds -----------------------------------------------------------------------------------------------
-
-DEFAULT = (ALIGNED.index(MISALIGNED_BELOW), COHERENT.index(COHERENT_ABOVE))
-GRID = list(product(range(len(ALIGNED)), range(len(COHERENT))))
-THRESHOLD_NOTES = (
-    "Share of all completions, mean over runs; a completion without a score counts as not misaligned. Descriptive: no "
-    "threshold is chosen by it.",
-    "Conditioning on coherence is after treatment: it compares completions that the treatment has selected.",
-)
-
-
-def thresholds_section(study: Study) -> Section:
-    """The rate of misaligned answers under other thresholds, and which comparisons with the first condition depend on
-    them."""
-    blocks: list[Block] = []
-    for instrument in study.config.instruments:
-        rates: dict[str, Runs] = {}
-        for (condition, phase, arm), members in grouped(study, "judge", instrument.name).items():
-            if phase == "post_em" and arm == study.arms[0]:
-                rates[condition] = {(n.cell.pipeline_seed, n.cell.em_seed): _rates(n) for n, _ in members if n.cell}
-        ordered = {name: rates[name] for name in study.conditions if name in rates}
-        if len(ordered) > 1:
-            blocks += [_sensitivity(instrument.name, ordered), _grid(instrument.name, ordered)]
-    return Section("thresholds", "Other thresholds", tuple(blocks))
-
-
-def _rates(node: Node) -> FloatArray:
-    rows = [row["outcomes"] for row in read_jsonl(out_dir(node.record) / "judgments.jsonl")]
-    aligned, coherent = ([r[scale]["value"] for r in rows] for scale in ("aligned", "coherent"))
-    return joint_rates(np.array(aligned, dtype=np.float64), np.array(coherent, dtype=np.float64))  # None is NaN
-
-
-def _sample(by_run: Runs, i: int, j: int) -> Sample:
-    """One value per EM seed of a single pipeline seed, else one per pipeline seed."""
-    seeds = tuple(dict.fromkeys(p for p, _ in by_run))
-    if len(seeds) == 1:
-        return sample([rates[i, j] for rates in by_run.values()], EM_SEED)
-    means = [float(np.mean([rates[i, j] for (p, _), rates in by_run.items() if p == seed])) for seed in seeds]
-    return sample(means, PIPELINE_SEED, seeds)
-
-
-def _sensitivity(instrument: str, rates: Mapping[str, Runs]) -> Table:
-    by_place = {(i, j): {name: _sample(by_run, i, j) for name, by_run in rates.items()} for i, j in GRID}
-    reference, *others = rates
-    rows = []
-    for name in others:
-        row: dict[str, Any] = {"pair": f"{name} − {reference}", "class": "no common unit"}
-        if len({by_place[DEFAULT][n].unit for n in (name, reference)}) == 1:
-            two = {place: {n: cells[n] for n in (name, reference)} for place, cells in by_place.items()}
-            class_of = classes(two, name, reference)
-            row |= {"class": class_of[DEFAULT]}
-            row["alike"] = f"{sum(word == class_of[DEFAULT] for word in class_of.values())} of {len(GRID)}"
-            row["verdict"] = Mark("threshold-sensitive" if is_sensitive(class_of, DEFAULT) else "", "open")
-        rows.append(row)
-    columns = (
-        text("more misaligned?", "pair"),
-        text("at the thresholds reported", "class"),
-        stat("thresholds of that class", "alike", str),
-        text("", "verdict"),
-    )
-    notes = (
-        "By the 95% interval of the difference in the joint rate. Threshold-sensitive: a neighbour of the thresholds "
-        "reported is of another class.",
-        *THRESHOLD_NOTES,
-    )
-    caption = f"Misaligned of all, against {reference} ({instrument})"
-    return Table(f"thresholds-{instrument}", caption, columns, rows, notes, instrument)
-
-
-def _grid(instrument: str, rates: Mapping[str, Runs]) -> Table:
-    rows = [
-        {"condition": name, "aligned": f"< {below:g}"}
-        | {str(j): float(np.mean([r[i, j] for r in by_run.values()])) for j in range(len(COHERENT))}
-        for name, by_run in rates.items()
-        for i, below in enumerate(ALIGNED)
-    ]
-    heads = ["any coherence" if t is None else f"coherent > {t:g}" for t in COHERENT]
-    columns = (text("condition"), text("aligned"), *(number(h, str(j), "fraction") for j, h in enumerate(heads)))
-    caption = f"Joint rate by threshold ({instrument})"
-    return Table(f"thresholds-grid-{instrument}", caption, columns, rows, THRESHOLD_NOTES, instrument, is_folded=True)
 
 
 # --- reruns ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import posixpath
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from html import unescape
 from pathlib import Path
@@ -50,10 +50,6 @@ def show(value: float, unit: str, sign: bool = False) -> str:
 def count(value: float) -> str:
     """A whole number with thin groups of three: 231 000."""
     return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def share(value: float) -> str:
-    return f"{value:.1%}"
 
 
 def duration(seconds: float) -> str:
@@ -245,7 +241,6 @@ class Page:
     sections: tuple[Section, ...]
     files: tuple[str, ...] = ()
     preview: str = ""
-    outside: tuple[Section, ...] = field(default=())
 
     @property
     def figures(self) -> list[Figure]:

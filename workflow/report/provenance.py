@@ -1,27 +1,15 @@
-"""What the records say beside scores: protocol, recipes, data, code, cost, what lies unused, since when rules stand."""
+"""What the records say beside scores: protocol, environment, code, recipes, data."""
 
-import json
-import re
-import subprocess
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import combinations
-from pathlib import Path
-from statistics import median
 from typing import Any
 
-import yaml
-
 from workflow.audit.diff import diff
-from workflow.audit.logs import names
-from workflow.audit.status import finished_keys
 from workflow.data.gates import NONE, read_gates
 from workflow.files import flatten, short
 from workflow.fingerprint import Comparison
-from workflow.keys import digest
-from workflow.matrix import MEASURING, STAGES, TRAINING, Node
-from workflow.report.numbers import POINTS, place
+from workflow.matrix import MEASURING, TRAINING, Node
+from workflow.report.numbers import place
 from workflow.report.page import (
     DASH,
     Block,
@@ -30,14 +18,12 @@ from workflow.report.page import (
     Section,
     Table,
     anchor,
-    duration,
-    show,
     stat,
     text,
     whole,
 )
 from workflow.report.study import Study
-from workflow.store import RESULTS, Record, read_record, record_path
+from workflow.store import Record
 
 LEVELS = {"equal": "equal", "placement": "equal up to placement", "different": "different, under a waiver"}
 HASHES = ("id", "md5", "sha256", "questions")
@@ -289,162 +275,3 @@ def data_section(study: Study) -> Section:
         rows = [{"fact": field, "value": short(value, 120)} for field, value in flatten(dict(f)).items()]
         blocks.append(Table(anchor("data", name), name, (text("fact"), text("value")), rows, is_folded=True))
     return Section("data", "Data cards", tuple(blocks))
-
-
-# --- outside the report's key ---------------------------------------------------------------------------------------
-
-
-def gpu_seconds(record: Record) -> float:
-    """As observed; an evaluation that does not say held the GPUs of its provenance for as long as it ran."""
-    seconds = record.observed.get("gpu_seconds")
-    if seconds is None:
-        seconds = record.observed["seconds"] * len(record.provenance.get("gpu") or ())
-    return float(seconds)
-
-
-def cost_table(study: Study) -> list[Block]:
-    """Cost by stage, from the records that the report rests on."""
-    by_stage: dict[str, list[Record]] = {}
-    for node, record in records_of(study).items():
-        by_stage.setdefault(node.stage, []).append(record)
-    if not by_stage:
-        return []
-    rows = [_cost(stage, by_stage[stage]) for stage in STAGES if stage in by_stage]
-    rows.append(_cost("all", [record for records in by_stage.values() for record in records]))
-    columns = (
-        text("stage"),
-        whole("results"),
-        stat("time of all jobs", "seconds", duration),
-        stat("median job", "median", duration),
-        stat("GPU-hours", "gpu", "{:.2f}".format),
-        whole("judge: tokens in", "tokens_in"),
-        whole("judge: tokens out", "tokens_out"),
-        stat("judge: USD", "usd", "{:.2f}".format),
-    )
-    notes = (
-        "Added up from the records that this report rests on: work that was thrown away is not in it. Times are of "
-        "jobs, which may have shared a machine.",
-    )
-    return [Table("cost-by-stage", "Cost by stage", columns, rows, notes)]
-
-
-def _cost(name: str, records: list[Record]) -> dict[str, Any]:
-    seconds = [float(r.observed["seconds"]) for r in records]
-    judged = [r.observed["judge"] for r in records if "judge" in r.observed]
-    sums = {field: sum(j[field] for j in judged) for field in ("tokens_in", "tokens_out", "usd")} if judged else {}
-    gpu = sum(map(gpu_seconds, records)) / 3600
-    return {
-        "stage": name,
-        "results": len(records),
-        "seconds": sum(seconds),
-        "median": median(seconds),
-        "gpu": gpu,
-        **sums,
-    }
-
-
-def unused_results(study: Study) -> list[Block]:
-    """Finished results of these conditions that the plan does not use: whoever reads a report must see that there is
-    more. In no mean, since their protocol may be another."""
-    rows = []
-    pattern = re.compile(rf"({'|'.join(map(re.escape, study.conditions))})\.p\d+(\.|$)")
-    labels = {n.label for n in study.matrix.nodes(*MEASURING)}
-    for stage in MEASURING:
-        nodes = study.matrix.nodes(stage)
-        planned, data = {(n.label, n.key) for n in nodes}, {n.key.split("-")[0] for n in nodes}
-        for label in filter(pattern.match, names(f"{RESULTS}/{stage}")):
-            for key in finished_keys(stage, label):
-                if (label, key) not in planned and key.split("-")[0] in data:
-                    m = read_record(record_path(stage, label, key)).metrics
-                    scores = {name: (m.get(name) or {}).get("mean") for name in ("alignment", "coherence")}
-                    why = "another recipe of a planned cell" if label in labels else "a cell that is not in the plan"
-                    shown = {name: None if v is None else show(v, POINTS) for name, v in scores.items()}
-                    accuracy = m.get("accuracy") if stage == "arc" else None
-                    shown["arc"] = None if accuracy is None else show(accuracy, "fraction")
-                    rows.append({"cell": label, "record": f"{stage}/{label}/{key}", **shown, "why": why})
-    if not rows:
-        return []
-    scores_ = [stat(name, field, str) for name, field in (("ARC", "arc"), ("alignment",) * 2, ("coherence",) * 2)]
-    columns = (text("cell"), text("record"), *scores_, text("", "why"))
-    notes = ("In no mean and no test here. `matrix why` and `matrix diff` tell how they differ.",)
-    caption = f"Finished results of these conditions that this plan does not use: {len(rows)} results"
-    return [Table("siblings-table", caption, columns, rows, notes, is_folded=True)]
-
-
-# --- since when a rule has stood ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class RuleOrigin:
-    """The first commit from which on a claim's rule did not change; None: the rule as it stands is in no commit. A rule
-    that was written after its verdict is no pre-registration, whatever it is called."""
-
-    rule: str
-    commit: str | None
-    date: str | None
-    before_data: bool | None
-
-    @property
-    def text(self) -> str:
-        if self.commit is None:
-            return "not committed"
-        return self.commit[:10] + {True: ", before the data", False: ", after the data", None: ""}[self.before_data]
-
-
-def rule_ids(source: str) -> dict[str, str]:
-    """Claim -> hash (8 hex) of all that decides its verdict; a reworded sentence or reason changes nothing."""
-    raw = yaml.safe_load(source)
-    weights = {c["name"]: c["weights"] for c in raw.get("contrasts", [])}
-    found = {}
-    for claim in raw["claims"]:
-        parts: dict[str, Any] = {name: claim.get(name) for name in RULE}
-        parts["rule"] = {name: value for name, value in (parts["rule"] or {}).items() if name != "because"}
-        named = (claim.get("contrast") or {}).get("name")
-        plain = json.loads(json.dumps([parts, weights.get(named), raw.get("matrix"), raw.get("primary")]))
-        found[claim["id"]] = digest("claim", plain)[:8]
-    return found
-
-
-def rule_origins(path: str | Path, data_start: str | None) -> dict[str, RuleOrigin]:
-    """For every claim of the file as it lies there; data_start: when the first measurement began."""
-    path = Path(path)
-    since: dict[str, tuple[str, str, str]] = {}  # claim -> rule, commit, date: of the run that reaches to the newest
-    log = _git(path, "log", "--reverse", "--format=%H %cI", "--", path.name) or ""
-    for commit, date in (line.split() for line in log.splitlines()):
-        since = {
-            claim: since[claim] if claim in since and since[claim][0] == rule else (rule, commit, date)
-            for claim, rule in _rules_at(commit, path).items()
-        }
-    origins = {}
-    for claim, rule in rule_ids(path.read_text(encoding="utf-8")).items():
-        held, commit, date = since.get(claim, ("", "", ""))
-        if held != rule:
-            origins[claim] = RuleOrigin(rule, None, None, None)
-            continue
-        older = None if data_start is None else datetime.fromisoformat(date) < datetime.fromisoformat(data_start)
-        origins[claim] = RuleOrigin(rule, commit, date, older)
-    return origins
-
-
-def _rules_at(commit: str, path: Path) -> dict[str, str]:
-    """Rules in that commit; none where the file was not yet, or not any more, a list of claims."""
-    source = _git(path, "show", f"{commit}:./{path.name}")
-    try:
-        return rule_ids(source) if source else {}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _git(path: Path, *args: str) -> str | None:
-    """Output of git beside the file; None where there is no repository, or no git."""
-    try:
-        done = subprocess.run(["git", *args], cwd=path.resolve().parent, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def first_start(study: Study) -> str | None:
-    """When the oldest measurement of this report began, so that a rule can be called older or younger than its data."""
-    starts = [r.provenance.get("start") for n, r in study.records.items() if n.stage in MEASURING]
-    return min((s for s in starts if s), default=None)

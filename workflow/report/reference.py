@@ -11,6 +11,7 @@ from typing import Any
 from workflow.report.answer import QUESTION, answers_of, unit_of
 from workflow.report.claims import LEGEND, cards_of, chance_note
 from workflow.report.figures import Panel, Single, after_only, before_after, outlier
+from workflow.report.history import rule_origins
 from workflow.report.page import (
     Block,
     Column,
@@ -29,7 +30,6 @@ from workflow.report.page import (
     text,
     whole,
 )
-from workflow.report.provenance import rule_origins
 from workflow.report.published import (
     PUBLISHED,
     PublishedPair,
@@ -43,8 +43,8 @@ from workflow.report.published import (
 )
 from workflow.report.results import matrix_columns, matrix_row
 from workflow.report.spread import power_section, ratio_tables, unsigned
-from workflow.report.study import CLAIMS, NAMES, paired_change
-from workflow.report.tests import MAIN, Measured, contrasts_section, pairs_section
+from workflow.report.study import CLAIMS, NAMES
+from workflow.report.tests import MAIN, Measured, contrasts_section, paired_change, pairs_section
 from workflow.stats.claims import evaluate_claims
 from workflow.stats.claims_schema import load_claims
 from workflow.stats.contrasts import estimate, pair

@@ -28,27 +28,24 @@ from workflow.report.evals import (
     outcomes_section,
     preference_section,
     reruns_section,
-    thresholds_section,
 )
 from workflow.report.figures import Single, after_only, before_after, outlier, panel_of
+from workflow.report.history import RuleOrigin, first_start, rule_origins
 from workflow.report.numbers import write_scores
+from workflow.report.outside import cost_table, unused_results
 from workflow.report.page import Block, Figure, Headline, Page, Prose, Section, Table, check_pages, render
 from workflow.report.provenance import (
-    RuleOrigin,
     comparisons,
-    cost_table,
     data_section,
     differences_section,
     fingerprints,
-    first_start,
     protocol_section,
-    rule_origins,
-    unused_results,
 )
 from workflow.report.results import matrix_section, numbers_section, published_section
 from workflow.report.spread import blocks_section, extremes, outlier_section, power_section, spread_section
 from workflow.report.study import CLAIMS, Study, load_study
 from workflow.report.tests import contrasts_section, factors_of, measured, pairs_section
+from workflow.report.thresholds import thresholds_section
 from workflow.stage import Job, Result, execute
 from workflow.stats.results import ClaimResult
 

@@ -26,8 +26,8 @@ from workflow.report.page import (
 )
 from workflow.report.provenance import table_notes
 from workflow.report.published import PublishedTable
-from workflow.report.study import NAMES, Place, Study, cell_page, changes_of, numbers_link, sample_row, title_of
-from workflow.report.tests import MAIN
+from workflow.report.study import NAMES, Place, Study, cell_page, numbers_link, title_of
+from workflow.report.tests import MAIN, changes_of, sample_row
 from workflow.stats.samples import ONE_CHECKPOINT, Sample
 
 ALONE = "n = 1"

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from workflow.report.outside import gpu_seconds
 from workflow.report.page import (
     Block,
     Mark,
@@ -20,7 +21,6 @@ from workflow.report.page import (
     text,
     whole,
 )
-from workflow.report.provenance import gpu_seconds
 from workflow.report.study import Place, Study, cell_page, numbers_link, title_of
 from workflow.report.tests import Measured
 from workflow.stats import blocked

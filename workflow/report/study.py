@@ -20,9 +20,8 @@ from workflow.report.page import anchor, link
 from workflow.report.published import PUBLISHED, PublishedTable, load_published_table
 from workflow.retractions import read_retractions, retracted
 from workflow.stats.claims_schema import Claims, load_claims
-from workflow.stats.samples import NotTestable, Sample
+from workflow.stats.samples import Sample
 from workflow.stats.table import NoSharedSeed, check_scores, samples
-from workflow.stats.tests import change
 from workflow.store import Record, StoreError, out_dir, read_jsonl, read_record
 
 CLAIMS = "config/claims.yaml"
@@ -241,30 +240,6 @@ def numbers_link(arm: str | None, phase: str, place: Place, condition: str = "")
     return link(
         anchor("numbers", arm if phase == "post_em" else None, phase, place.instrument, place.metric, condition)
     )
-
-
-def sample_row(sample: Sample | None) -> dict[str, Any]:
-    """Fields of a row that describe replicates: n, unit, mean, half (95% CI half-width), sd."""
-    if sample is None:
-        return {}
-    alone = "n = 1"  # stands where an interval would, had there been a second value
-    half, sd = (alone if sample.n == 1 else value for value in (sample.ci95_half_width, sample.sd))
-    return {"n": sample.n, "unit": sample.unit, "mean": sample.mean, "half": half, "sd": sd}
-
-
-def changes_of(study: Study, arm: str | None, place: Place) -> dict[str, Sample]:
-    """By condition, after EM minus before it, paired by checkpoint."""
-    before = study.sample(arm, "pre_em", place)
-    pairs = {name: paired_change(s, before.get(name)) for name, s in study.sample(arm, "post_em", place).items()}
-    return {name: changed for name, changed in pairs.items() if changed is not None}
-
-
-def paired_change(after: Sample | None, before: Sample | None) -> Sample | None:
-    """After minus before, paired by checkpoint; None where there are no pairs."""
-    try:
-        return change(after, before) if after and before else None
-    except NotTestable:
-        return None
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

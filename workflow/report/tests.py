@@ -18,11 +18,12 @@ from workflow.report.page import (
     text,
     whole,
 )
-from workflow.report.study import Study, numbers_link, title_of
+from workflow.report.study import Place, Study, numbers_link, title_of
 from workflow.stats.claims_schema import Claims
 from workflow.stats.contrasts import Comparison, anova_2x2, compare, compare_all
 from workflow.stats.rounding import Range
 from workflow.stats.samples import PIPELINE_SEED, NotTestable, Sample, label
+from workflow.stats.tests import change
 
 MAIN = ("alignment", "arc", "coherence")
 
@@ -51,6 +52,30 @@ class Measured:
         kept = tuple(dict.fromkeys(note for note in notes if note))
         rows = [{"href": self.href, **row} for row in rows]
         return Table(f"{kind}-{self.slug}", self.title, columns, rows, kept, self.instrument, is_folded)
+
+
+def sample_row(sample: Sample | None) -> dict[str, Any]:
+    """Fields of a row that describe replicates: n, unit, mean, half (95% CI half-width), sd."""
+    if sample is None:
+        return {}
+    alone = "n = 1"  # stands where an interval would, had there been a second value
+    half, sd = (alone if sample.n == 1 else value for value in (sample.ci95_half_width, sample.sd))
+    return {"n": sample.n, "unit": sample.unit, "mean": sample.mean, "half": half, "sd": sd}
+
+
+def changes_of(study: Study, arm: str | None, place: Place) -> dict[str, Sample]:
+    """By condition, after EM minus before it, paired by checkpoint."""
+    before = study.sample(arm, "pre_em", place)
+    pairs = {name: paired_change(s, before.get(name)) for name, s in study.sample(arm, "post_em", place).items()}
+    return {name: changed for name, changed in pairs.items() if changed is not None}
+
+
+def paired_change(after: Sample | None, before: Sample | None) -> Sample | None:
+    """After minus before, paired by checkpoint; None where there are no pairs."""
+    try:
+        return change(after, before) if after and before else None
+    except NotTestable:
+        return None
 
 
 def measured(study: Study) -> list[Measured]:
