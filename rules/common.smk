@@ -8,10 +8,11 @@ are plain, so that the whole wave below it is planned.
 
 import os
 import sys
+from collections import Counter
 
 from snakemake.common import overwrite_function_params
 
-from workflow import slurm_patch
+from workflow import progress, slurm_patch
 from workflow.plan import Plan
 
 IS_MAIN = workflow.is_main_process
@@ -24,6 +25,8 @@ onstart:
     PLAN.claim()
     PLAN.write_plan()
     PLAN.write_siblings()
+    planned = Counter(job.rule.name for job in workflow.dag.needrun_jobs() if not job.rule.name == "all")
+    progress.install(logger, planned, workflow.output_settings)
     if slurm := sys.modules.get("snakemake_executor_plugin_slurm"):
         slurm_patch.install(slurm)
 

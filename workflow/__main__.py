@@ -81,6 +81,7 @@ def status(
     cells: Annotated[list[str] | None, typer.Argument(help="only these cells")] = None,
     configfile: ConfigFile = DEFAULT,
     paths: Annotated[bool, typer.Option("--paths", help="print the targets that the cells consist of")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="again every few seconds, while jobs run")] = False,
     json_: Json = False,
 ) -> None:
     """The matrix as a grid: done, missing, outdated, stale, other code, running, failed, retracted; and the cost.
@@ -94,13 +95,16 @@ def status(
     if paths:
         print("\n".join(matrix.records(cells or ())))
         return
-    found = audit.survey(matrix)
-    if cells:
-        found = audit.select(found, cells)
+
+    def look() -> audit.Survey:
+        return audit.select(audit.survey(matrix), cells) if cells else audit.survey(matrix)
+
     if json_:
-        _print_json(audit.to_json(found))
+        _print_json(audit.to_json(look()))
+    elif watch:
+        status_view.watch(look)
     else:
-        status_view.show(found)
+        status_view.show(look())
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from workflow.accepted import equivalents, read_accepted
 from workflow.audit.cost import Facts, Prices
-from workflow.audit.logs import LOGS, ended_in_error, log_path, log_tail, names
+from workflow.audit.logs import LOGS, last_progress, log_path, names, read_failure, resumes_from
 from workflow.data.lock import built_by_other_code, read_lock
 from workflow.keys import KEY
 from workflow.links import Links, read_links
@@ -196,17 +196,19 @@ def _unfinished(
     node: Node, others: tuple[str, ...], has_folder: bool, has_logs: bool, source: tuple[str, str] | None
 ) -> NodeState:
     if has_folder and is_running(node.stage, node.label, node.key):
-        return NodeState("running", others)
+        log = log_path(node.stage, node.label, node.key)
+        return NodeState("running", others, last_progress(log) or "", log)
     if has_folder and (out_dir(node.record) / RECORD).is_file():
         return NodeState("outdated", others, "record.json is gone; the next run verifies out/ and restores it")
     if source is not None:
         return NodeState("can be taken over", others, f"equal work is finished: {source[0]}")
     log = log_path(node.stage, node.label, node.key)
     if has_logs and os.path.exists(log):
-        lines = log_tail(log)
-        if not lines or not ended_in_error(lines):
-            return NodeState("interrupted", others, "stopped before its end; the same command goes on", log)
-        return NodeState("failed", others, " | ".join(lines), log)
+        if (failure := read_failure(log)) is not None:
+            return NodeState("failed", others, " | ".join(filter(None, (*failure.cause, failure.cure))), log)
+        step = resumes_from(node.stage, node.label, node.key)
+        start = f"from step {step}" if step else "from its start"
+        return NodeState("interrupted", others, f"stopped before its end; the same command goes on {start}", log)
     if others:
         return NodeState("stale", others, f"finished under {', '.join(others)}; see `why {node.label} {node.stage}`")
     return NodeState("missing")

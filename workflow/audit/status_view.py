@@ -1,8 +1,10 @@
 """The grid in a terminal: conditions down, seeds across, one mark per stage where the terminal is wide enough."""
 
 import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import groupby
 
 from rich.console import Console
@@ -39,14 +41,33 @@ _WORST: tuple[State, ...] = (
     "other environment",
     "done",
 )
+_REFRESH_S = 5.0
 _SHOWN = 12  # notes in full; a matrix of 40 000 nodes must not scroll its own summary away
 
 Row = dict[str, list[Node]]  # column heading -> nodes, in the order of the stages
 
 
+def watch(look: Callable[[], Survey]) -> None:
+    """Show the matrix again and again until no job is running, or Ctrl-C."""
+    console = _console()
+    with suppress(KeyboardInterrupt):
+        while True:
+            began = time.monotonic()
+            found = look()
+            console.clear()  # nothing where there is no terminal
+            show(found, console)
+            if not any(state.state == "running" for state in found.states.values()):
+                return
+            time.sleep(max(_REFRESH_S, time.monotonic() - began))
+
+
+def _console() -> Console:
+    return Console(width=max(80, shutil.get_terminal_size((120, 24)).columns), highlight=False)
+
+
 def show(found: Survey, console: Console | None = None) -> None:
     """Grid, states by stage with the cost of what is missing, and the reasons of what is not as it should be."""
-    console = console or Console(width=max(80, shutil.get_terminal_size((120, 24)).columns), highlight=False)
+    console = console or _console()
     matrix = found.matrix
     console.print(f"[bold]{matrix.config.title}[/] ({matrix.configfile})\n")
     _print_grid(found, console)
@@ -162,7 +183,7 @@ def _costs(found: Survey, stage: str, undone: list[Node]) -> Iterator[str]:
 
 
 def _print_notes(found: Survey, console: Console) -> None:
-    for state in ("failed", "retracted", "interrupted", "outdated", "other environment"):
+    for state in ("running", "failed", "retracted", "interrupted", "outdated", "other environment"):
         noted = [(node, s) for node, s in found.states.items() if s.state == state and s.reason]
         for node, told in noted[:_SHOWN]:
             title = Text(f"\n{state}: ", MARKS[told.state][1])
