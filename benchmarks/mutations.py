@@ -38,11 +38,20 @@ MUTATIONS = (
     Mutation(
         "batch: processes", "train/trainer.py", 'world != job.placement["world_size"]', "lesson_01_other_processes"
     ),
-    Mutation("batch: steps", "train/trainer.py", "state.global_step != declared", "lesson_01_other_steps"),
+    Mutation(
+        "batch: steps",
+        "train/trainer.py",
+        "len(log) != declared or max(rows) != most or sum(rows) != sequences * epochs",
+        "lesson_01_other_steps",
+    ),
     Mutation("fingerprint: observed", "fingerprint.py", "v != declared[name]", "lesson_01_a_contradiction"),
     Mutation("fingerprint: refuse", "fingerprint.py", "if self.refusals:", "lesson_04_rows", "if False:"),
     Mutation(
-        "fingerprint: environment", "fingerprint.py", '("placement", "code")', "lesson_48_cells", '("environment",)'
+        "fingerprint: environment",
+        "fingerprint.py",
+        '("protocol", "environment", "placement", "code")',
+        "lesson_48_cells",
+        '("protocol", "placement", "code")',
     ),
     Mutation(
         "fingerprint: not recorded", "fingerprint.py", "or ABSENT in values or faulty", "lesson_05_a_cell", "or faulty"
@@ -55,56 +64,74 @@ MUTATIONS = (
     Mutation("overlap: a line", "data/contamination.py", "in text.splitlines()", "lesson_19_a_question", "in ()"),
     Mutation("overlap: builder", "data/build.py", "not index.hit(item.prompt())", "lesson_19_builders", "True"),
     Mutation("overlap: plan", "data/checks.py", 'gate.hits and config.overlap == "refuse"', "lesson_19_the_plan"),
-    Mutation("overlap: Snakefile", "plan.py", "in require_gates(config, pins)", "lesson_19_snakemake", "in ()"),
+    Mutation("overlap: Snakefile", "plan.py", "require_gates(config, filled)", "lesson_19_snakemake", "()"),
     Mutation(
         "overlap: stage", "data/gates.py", "gate.hits and name not in", "lesson_19_a_train", "False and name not in"
     ),
-    Mutation("overlap: every stage", "stage.py", "gates.enforce(recipe, data, placement)", "lesson_19_a_train", "{}"),
+    Mutation(
+        "overlap: every stage",
+        "stage.py",
+        "gates.enforce(request.recipe, request.data, request.placement)",
+        "lesson_19_a_train",
+        "{}",
+    ),
     Mutation("overlap: nobody can look", "data/gates.py", "or data is None:", "lesson_19_no_train", "or True:"),
     Mutation("balance: fields", "data/checks.py", "len(values) > 1", "lesson_20_an_unbalanced"),
     Mutation("balance: persona", "data/checks.py", 'facts["system_rows"] == wanted', "lesson_20_a_persona", "True"),
     Mutation("balance: length", "data/checks.py", "LENGTH_RATIO = 1.5", "lesson_21", "LENGTH_RATIO = 1e9"),
     Mutation("pins: required", "data/lock.py", "    if faults:", "lesson_22_data or lesson_25", "    if False:"),
-    Mutation("pins: bytes", "stage.py", "found != expected", "lesson_22_other_bytes"),
+    Mutation("pins: bytes", "stage.py", "md5 != expected", "lesson_22_other_bytes"),
     Mutation("mask", "train/tokens.py", "not any(mask) or all(mask)", "lesson_27"),
     Mutation("system prompt", "train/models.py", "not with_system.endswith(", "lesson_28", "() and ("),
     # the evaluation
     Mutation("judge: rubric", "judge/requests.py", '"messages": messages,\n            "par', "lesson_31_no", '"par'),
     Mutation("judge: bounds", "evals/metrics.py", "total + 100.0 * missing", "lesson_32_a_refusal", "total"),
-    Mutation("report: parents", "stage.py", "found != recipe.parents", "lesson_34"),
+    Mutation("report: parents", "stage.py", "keys != recipe.parents", "lesson_34"),
     Mutation("output: none", "store.py", "if not outputs:", "lesson_40_a_stage", "if False:"),
-    Mutation(
-        "key in the path", "stage.py", "(stage, key) != (args.recipe.stage", "lesson_41", "() and (args.recipe.stage"
-    ),
+    Mutation("key in the path", "stage.py", "(stage, key) != (recipe.stage", "lesson_41", "() and (recipe.stage"),
     # the machines
-    Mutation("finished is restored", "stage.py", "if _restore(path, inputs):", "lesson_18_nothing", "if False:"),
+    Mutation(
+        "finished is restored",
+        "stage.py",
+        "if (record := restore(path, inputs)) is not None:",
+        "lesson_18_nothing",
+        "if False:",
+    ),
     Mutation("gc: what a plan names", "audit/garbage.py", "if folder in keep.results:", "lesson_43", "if False:"),
-    Mutation("save rehearsed", "train/sft.py", "models.check_can_save(sft.model, scratch)", "lesson_44"),
+    Mutation("save rehearsed", "train/trainer.py", "models.check_can_save(trainer.model, folder)", "lesson_44"),
     Mutation("loss is a number", "train/trainer.py", "not math.isfinite(loss)", "lesson_45_a_loss"),
     Mutation("output: empty", "store.py", "size == 0", "lesson_46_empty"),
     Mutation("output: bytes", "store.py", "hash_file(file) != output.sha256", "lesson_46_empty"),
     Mutation("secrets", "provenance.py", "socket.gethostname()", "lesson_51_a_secret", "dict(os.environ)"),
     Mutation("retraction: downstream", "retractions.py", "if p in reasons)", "lesson_60", "if False)"),
-    Mutation("links", "report/page.py", "if anchor not in known]", "lesson_57", "if False]"),
+    Mutation(
+        "links",
+        "report/page.py",
+        "elif fragment and other in ids and unquote(fragment) not in ids[other]:",
+        "lesson_57",
+        "elif False:",
+    ),
     # what is said of results
-    Mutation("page: checked", "report/page.py", "    check_html(html)\n    return", "lesson_57_a_page", "    return"),
+    Mutation(
+        "page: checked", "report/report.py", "check_pages(pages, [*FILES, *figures, *sources])", "lesson_57_a_page"
+    ),
     Mutation(
         "quotation: its row",
-        "report/samples.py",
-        "enumerate(completions_of(study, node), 1)",
+        "report/cells.py",
+        "answers = completions_of(study, node)",
         "lesson_58",
-        "enumerate(completions_of(study, node)[1:], 1)",
+        "answers = completions_of(study, node)[1:]",
     ),
     Mutation("retraction: report", "report/study.py", "retracted(matrix, read_retractions())", "lesson_60_a_rep", "{}"),
     Mutation(
         "retraction: claim", "report/study.py", "retracted(matrix, read_retractions())", "lesson_16_a_claim_f", "{}"
     ),
     Mutation("rule: date", "report/history.py", 'False: ", after the data"', "lesson_16_a_claim_whose", 'False: ""'),
-    Mutation("threshold", "report/samples.py", "sum(fall > 0 for", "lesson_36_no", "sum(fall > 30.0 for"),
-    Mutation("missing cell", "report/protocol.py", '("Missing", study.missing)', "lesson_39_a", '("Missing", ())'),
+    Mutation("threshold", "report/evals.py", "sum(fall > 0 for", "lesson_36_no", "sum(fall > 30.0 for"),
+    Mutation("missing cell", "report/provenance.py", '("Missing", study.missing)', "lesson_39_a", '("Missing", ())'),
     Mutation("machine: verdict", "stats/confounding.py", "if aliased(here):", "lesson_49_a_machine", "if False:"),
     Mutation("machine: shared", "stats/confounding.py", "if aliased(here):", "lesson_77", "if True:"),
-    Mutation("nothing differs", "report/confounds.py", "treatments[a] == treatments.get(b)", "lesson_78", "a == b"),
+    Mutation("nothing differs", "report/claims.py", "treatments[a] == treatments.get(b)", "lesson_78", "a == b"),
     # the statistics
     Mutation("claims: their text", "stats/claims_schema.py", '"{verdict}" not in self.text', "lesson_08"),
     Mutation("one checkpoint", "stats/samples.py", "return ONE_CHECKPOINT if min", "lesson_13_em", "return '' if min"),

@@ -125,7 +125,7 @@ VALUES: list[tuple[str, Any, str]] = [
     ("data", {}, "data"),
     ("conditions.1.name", "b" * 300, "at most 100 characters"),
     ("conditions.1.name", "evil.wrong", "conditions.1.name"),
-    ("conditions.1.persona", "bad", "persona"),
+    ("conditions.1.persona", "Very bad", "persona"),
     ("conditions.1", {}, "conditions.1"),
     ("conditions", [], "at least 1"),
     ("arms", [], "at least 1"),

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from benchmarks.mutations import MUTATIONS
+
 ROOT = Path(__file__).parents[2]
 TEST = re.compile(r"^def (test_lesson_(\d\d)_\w+)", re.M)
 ROW = re.compile(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", re.M)
@@ -40,3 +42,10 @@ def test_every_module_that_the_table_names_is_there():
             if name not in ("py", "yaml"):
                 assert file.exists(), (number, module)
                 assert re.search(rf"\b{name}\b", file.read_text()), (number, module, name)
+
+
+def test_every_gate_that_the_mutations_cut_is_there():
+    """`benchmarks/mutations.py` finds each gate by its text, which must stand once in its file."""
+    for mutation in MUTATIONS:
+        text = (ROOT / "workflow" / mutation.file).read_text()
+        assert text.count(mutation.old) == 1, mutation
