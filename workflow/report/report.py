@@ -184,7 +184,10 @@ def figures_of(study: Study) -> list[Figure | None]:
         panels = {place: panel_of(study, arm, place) for place in places}
         first = [next((panels[p] for p in places if p.metric == metric), None) for metric in ("alignment", "arc")]
         shown = [panel for panel in first if panel is not None]
-        caption = f"Before and after EM: large points are checkpoints, small points EM runs. The axes do not start at zero.{named}{scorers}"
+        caption = (
+            f"Before and after EM: large points are checkpoints, small points EM runs. The axes do not start at "
+            f"zero.{named}{scorers}"
+        )
         figures.append(before_after(f"figure-before-after-{slug}", shown, study.conditions, caption) if shown else None)
         for place, panel in panels.items():
             n = " or ".join(map(str, sorted({s.n for s in panel.after.values()}))) or "0"

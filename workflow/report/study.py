@@ -203,24 +203,21 @@ class Study:
     def record(self, node: Node) -> Record | None:
         return self.records.get(node) or self.upstream.get(node)
 
-    def fingerprint(self, node: Node, whole_chain: bool = True) -> Fingerprint:
-        """Of a result with everything behind it, or of the measurement alone."""
-        chain = [*(self.ancestors(node) if whole_chain else node.parents[:1] * (node.stage == "judge")), node]
-        known = [record for part in chain if (record := self.record(part)) is not None]
-        return fingerprint(known, accepted=self.accepted)
-
     @cached_property
     def _prints(self) -> dict[tuple[Node, bool], Fingerprint]:
         return {}
 
+    def fingerprint(self, node: Node, whole_chain: bool = True) -> Fingerprint:
+        """Of a result with everything behind it, or of the measurement alone."""
+        if (node, whole_chain) not in self._prints:
+            above = self.ancestors(node) if whole_chain else node.parents[:1] * (node.stage == "judge")
+            known = [record for part in (*above, node) if (record := self.record(part)) is not None]
+            self._prints[node, whole_chain] = fingerprint(known, accepted=self.accepted)
+        return self._prints[node, whole_chain]
+
     def compare(self, nodes: Iterable[Node], whole_chain: bool = True) -> Comparison:
         """Protocols of cells that stand in one table; of the measurements alone, to subtract one from another."""
-        prints = {}
-        for node in nodes:
-            key = (node, whole_chain)
-            if key not in self._prints:
-                self._prints[key] = self.fingerprint(node, whole_chain)
-            prints[node.label] = self._prints[key]
+        prints = {node.label: self.fingerprint(node, whole_chain) for node in nodes}
         return compare(prints, self.config.waivers)
 
 
