@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
 # Makes .venv and installs envs/dev.txt: by uv where it is there, PyTorch's CPU build where there is no GPU.
-# TORCH_INDEX, or settings of your own for pip or uv, decide instead. `envs/install.sh --print` only says what it would run.
+# TORCH_INDEX, or settings of your own for pip or uv, decide instead; INSTALLER=pip leaves uv alone. What uv cannot get, pip
+# tries. `envs/install.sh --print` only says what it would run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 has_gpu() { [ -e /dev/nvidiactl ] || nvidia-smi -L >/dev/null 2>&1; }
-has_settings() { "$@" config list 2>/dev/null | grep -Eq "(index-url|find-links|no-index)="; }
+has_settings() { "$@" config list 2>/dev/null | grep -Eq "(index-url|find-links|no-index|cert|proxy|trusted-host)="; }
 
 uv_settings=${UV_INDEX:-}${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}${UV_EXTRA_INDEX_URL:-}${UV_FIND_LINKS:-}${UV_TORCH_BACKEND:-}
-pip_settings=${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}
+pip_settings=${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}${PIP_CERT:-}${PIP_PROXY:-}
 if [ -z "$pip_settings" ] && has_settings "$PYTHON" -m pip; then pip_settings=file; fi
 
 # uv does not read pip's settings: who has only those gets pip.
-if uv --version >/dev/null 2>&1 && { [ -n "$uv_settings" ] || [ -z "$pip_settings" ]; }; then
+if [ "${INSTALLER:-uv}" = uv ] && uv --version >/dev/null 2>&1 && { [ -n "$uv_settings" ] || [ -z "$pip_settings" ]; }; then
     tool=uv own=$uv_settings
     make=(uv venv --quiet --allow-existing --python "$PYTHON" .venv)
     install=(uv pip install --python .venv/bin/python --compile-bytecode)
@@ -48,5 +49,9 @@ echo "Installing $count packages into .venv by $tool, PyTorch $build: about 2 GB
 run() { if [ "$print" = --print ]; then echo "$*"; else "$@"; fi; }
 print=${1:-}
 run "${make[@]}"
-run "${install[@]}" ${torch[@]+"${torch[@]}"} -r envs/dev.txt
+if ! run "${install[@]}" ${torch[@]+"${torch[@]}"} -r envs/dev.txt; then
+    if [ $tool = pip ]; then exit 1; fi
+    echo "uv could not install them; trying pip."
+    INSTALLER=pip exec envs/install.sh
+fi
 run "${install[@]}" --no-deps --editable .
