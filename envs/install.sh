@@ -8,7 +8,8 @@ PYTHON=${PYTHON:-python3}
 CPU_INDEX=https://download.pytorch.org/whl/cpu
 
 has_gpu() { [ -e /dev/nvidiactl ] || nvidia-smi -L >/dev/null 2>&1; }
-has_settings() { "$@" config list 2>/dev/null | grep -Eq "(index-url|find-links|no-index|cert|proxy|trusted-host)="; }
+# read whole: a pipe that grep leaves early would count as a failure
+has_settings() { grep -Eq "(index-url|find-links|no-index|cert|proxy|trusted-host)=" <<<"$("$@" config list 2>/dev/null)"; }
 
 uv_settings=${UV_INDEX:-}${UV_DEFAULT_INDEX:-}${UV_INDEX_URL:-}${UV_EXTRA_INDEX_URL:-}${UV_FIND_LINKS:-}${UV_TORCH_BACKEND:-}
 pip_settings=${PIP_INDEX_URL:-}${PIP_EXTRA_INDEX_URL:-}${PIP_FIND_LINKS:-}${PIP_CERT:-}${PIP_PROXY:-}

@@ -102,6 +102,13 @@ def test_settings_of_ones_own_decide(set_up):
     assert "--extra-index-url" not in set_up(PIP_INDEX_URL="/my/index")
 
 
+def test_settings_in_a_file_of_pips_decide_too(set_up, tmp_path):
+    (tmp_path / "pip.conf").write_text("[global]\ncert = /my/cert\nconstraint = /my/file\nfind-links = /wheels\n")
+    for _ in range(3):
+        said = set_up("uv", PIP_CONFIG_FILE=str(tmp_path / "pip.conf"))
+        assert "by pip, PyTorch from where your settings for pip say" in said
+
+
 def test_uv_is_used_where_it_is_unless_only_pip_is_set_up(set_up):
     said = set_up("uv")
     assert "uv pip install" in said
