@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def test_settings_of_ones_own_decide(set_up):
     assert "--extra-index-url" not in set_up(PIP_INDEX_URL="/my/index")
 
 
+@pytest.mark.skipif(find_spec("pip") is None, reason="an environment that uv made: its Python has no pip")
 def test_settings_in_a_file_of_pips_decide_too(set_up, tmp_path):
     (tmp_path / "pip.conf").write_text("[global]\ncert = /my/cert\nconstraint = /my/file\nfind-links = /wheels\n")
     for _ in range(3):
