@@ -1,4 +1,4 @@
-# Two commands do all the set-up on a fresh machine: `make demo` and `make test`.
+# `make` alone lists the targets. Each makes what it needs on a fresh machine.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
@@ -6,10 +6,17 @@ export PATH := $(BIN):$(PATH)
 CORES ?= 2
 SITE := 'import sysconfig; print(sysconfig.get_path("purelib"))'
 
-.PHONY: demo test check real reference slurm
+RUN := python -m workflow launch -- snakemake all --cores $(CORES) --quiet host --configfile
+
+.PHONY: help demo test check real reference slurm
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## */    make \1\t/' | expand -t 24
 
 demo: .venv/ready        ## the whole 5 x 10 matrix on the CPU, to the report
-	python -m workflow launch -- snakemake all --configfile config/demo.yaml --cores $(CORES) --quiet rules reason
+	@echo "The demo: 5 conditions x 10 EM seeds of a toy model, every stage and check of the full matrix. It takes 6 to 9"
+	@echo "minutes on two cores, downloads nothing and ends with the answer. Ctrl-C stops it; the same command goes on."
+	@$(RUN) config/demo.yaml
 	@python -m workflow latest --configfile config/demo.yaml
 
 test: .venv/ready check  ## everything that CI runs
@@ -27,7 +34,7 @@ reference: .venv/ready   ## statistics, claims and report of the published table
 
 real: .venv/ready        ## one condition, two EM seeds, on real data: make real DATA=DIR (README.md has the layout)
 	@test -n "$(DATA)" || { echo "error: name the folder: make real DATA=DIR"; exit 1; }
-	python -m workflow launch -- snakemake all --configfile config/real.yaml --config data_root=$(DATA) --cores $(CORES) --quiet rules reason
+	@$(RUN) config/real.yaml --config data_root="$(DATA)"
 	@python -m workflow latest --configfile config/real.yaml
 
 slurm: .venv-slurm/ready ## the demo, and faults, on a real SLURM on loopback: root, Debian's packages (tests/slurm/minislurm.sh)
@@ -36,12 +43,10 @@ slurm: .venv-slurm/ready ## the demo, and faults, on a real SLURM on loopback: r
 # The plugin on top of .venv, not in it: with the plugin and no controller every start of Snakemake takes eleven seconds.
 .venv-slurm/ready: .venv/ready envs/slurm.txt
 	$(PYTHON) -m venv .venv-slurm
-	$(BIN)/python -c $(SITE) > $$(.venv-slurm/bin/python -c $(SITE))/base.pth
+	"$(BIN)/python" -c $(SITE) > $$(.venv-slurm/bin/python -c $(SITE))/base.pth
 	.venv-slurm/bin/python -m pip install --quiet --disable-pip-version-check -r envs/slurm.txt
 	touch $@
 
-.venv/ready: envs/dev.txt envs/cpu.txt envs/base.lock.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r envs/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
+.venv/ready: envs/install.sh envs/dev.txt envs/cpu.txt envs/base.lock.txt
+	@PYTHON="$(PYTHON)" envs/install.sh
+	@touch $@

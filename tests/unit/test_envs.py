@@ -1,6 +1,9 @@
 """The environments: every version stands, and those that share a process agree."""
 
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,58 @@ def test_a_conda_environment_names_files_that_are_there(path):
     (pip,) = [d["pip"] for d in yaml.safe_load(path.read_text())["dependencies"] if isinstance(d, dict)]
     for requirement in pip:
         assert (ENVS / requirement.removeprefix("-r ")).is_file()
+
+
+# --- the set-up -----------------------------------------------------------------------------------------------------
+
+TOOLS = ("bash", "dirname", "cat", "grep", "uname", "python3")
+
+
+@pytest.fixture
+def set_up(tmp_path):
+    """What install.sh would run on a machine of only these tools, without a GPU and without settings of anybody's."""
+
+    def set_up(*tools: str, **env: str) -> str:
+        there = tmp_path / "bin"
+        there.mkdir(exist_ok=True)
+        (there / "uv").unlink(missing_ok=True)
+        for tool in (*TOOLS, *tools):
+            path = shutil.which(tool)
+            if path is None:
+                pytest.skip(f"no {tool} here")
+            own = f'PATH="{os.environ["PATH"]}" HOME="{Path.home()}" ' if tool == "uv" else ""  # it may be a script
+            (there / tool).write_text(f'#!/bin/sh\n{own}exec "{path}" "$@"\n')
+            (there / tool).chmod(0o755)
+        env = {"PATH": str(there), "HOME": str(tmp_path), "PIP_CONFIG_FILE": os.devnull, **env}
+        done = subprocess.run([ENVS / "install.sh", "--print"], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("this machine has a GPU")
+    return set_up
+
+
+def test_without_a_gpu_the_cpu_build_is_taken_and_said(set_up):
+    said = set_up()
+    assert re.match(r"Installing \d\d\d packages into \.venv by pip, PyTorch for the CPU.* 2 GB on disk", said)
+    assert "pip install --quiet --disable-pip-version-check --extra-index-url https://download.pytorch.org" in said
+
+
+def test_settings_of_ones_own_decide(set_up):
+    assert "https://download.pytorch.org" not in set_up(PIP_FIND_LINKS="/wheels")
+    assert "--extra-index-url /my/index -r" in set_up(TORCH_INDEX="/my/index", PIP_FIND_LINKS="/wheels")
+    assert "--extra-index-url" not in set_up(PIP_INDEX_URL="/my/index")
+
+
+def test_uv_is_used_where_it_is_unless_only_pip_is_set_up(set_up):
+    said = set_up("uv")
+    assert "uv pip install" in said
+    assert "--torch-backend cpu" in said
+    assert "uv pip install" not in set_up("uv", PIP_FIND_LINKS="/wheels")
+    assert "--torch-backend" not in set_up("uv", PIP_FIND_LINKS="/wheels", UV_FIND_LINKS="/wheels")
+
+
+def test_make_alone_lists_the_targets():
+    done = subprocess.run(["make"], cwd=ENVS.parent, capture_output=True, text=True, check=True)
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [*("demo", "test", "reference", "real", "slurm")]
