@@ -5,21 +5,47 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workflow.config import Config
+from workflow.config_load import MAIN_CONFIG, choose_config
 from workflow.errors import ConfigError, UserError, describe_os_error, printable
 
 if TYPE_CHECKING:
     from workflow.matrix import Matrix
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-ConfigFile = Annotated[str, typer.Option("--configfile", help="the experiment")]
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+DEFAULT = ""
+ConfigFile = Annotated[
+    str,
+    typer.Option(
+        "--configfile",
+        envvar="MATRIX_CONFIG",
+        callback=choose_config,
+        show_default=False,
+        help=f"the experiment [the only one that these results were made with, else {MAIN_CONFIG}]",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="for programs")]
-DEFAULT = "config/config.yaml"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"matrix {package_version('coupling-matrix')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="say and exit")
+    ] = False,
+) -> None:
+    """The commands around a run: `matrix COMMAND`, or `python -m workflow COMMAND`. Each takes --help."""
 
 
 def _plan(configfile: str, may_be_provisional: bool = True) -> "Matrix":
@@ -38,6 +64,21 @@ def _plan(configfile: str, may_be_provisional: bool = True) -> "Matrix":
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
+
+
+@app.command()
+def new(
+    name: str,
+    template: Annotated[str, typer.Option(help="demo, real or full: the config that it starts from")] = "demo",
+) -> None:
+    """Write config/NAME.yaml, complete and commented, to be edited; and config/schema.json, which editors read.
+
+    Example: matrix new my_experiment --template demo
+    """
+    from workflow.config_new import new_config
+
+    path = new_config(name, template)
+    print(f"{path}: edit it, then `matrix lock --configfile {path}` and `snakemake all --configfile {path} --cores 2`")
 
 
 @app.command()
@@ -472,7 +513,7 @@ def console() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     try:
-        app(args=list(argv) if argv is not None else None)
+        app(args=list(argv) if argv is not None else None, prog_name="matrix")
     except UserError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(1)

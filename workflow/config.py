@@ -1,6 +1,5 @@
 """The config: read, put together from workflow/sections.py and checked while the Snakefile is read."""
 
-import difflib
 import json
 import re
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from workflow.config_load import check_values, read_yaml
-from workflow.errors import ConfigError
+from workflow.errors import ConfigError, did_you_mean
 from workflow.sections import (
     Arc,
     Arm,
@@ -108,8 +107,7 @@ def _explain(fault: Any, raw: dict[str, Any]) -> str:
     if fault["type"] == "missing":
         return f"{where}: missing. Write it; every config is complete, nothing is inherited."
     if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(path[-1]), _field_names(), n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
+        hint = did_you_mean(str(path[-1]), _field_names())
         return f"{where}: unknown name (value {_short(value)}). Remove it or correct the spelling.{hint}"
     if fault["type"] in ("int_type", "float_type", "bool_type") and isinstance(value, str):
         hint = " YAML reads 1e-4 as text: write 1.0e-4." if "e" in value.lower() else " Write it without quotes."
@@ -173,9 +171,7 @@ def _check_names(config: Config) -> None:
 
 def _check_defined(place: str, name: str, names: list[str]) -> None:
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean `{near[0]}`?" if near else ""
-        raise ConfigError(f"{place}: there is no data set `{name}` under `data:`.{hint}")
+        raise ConfigError(f"{place}: there is no data set `{name}` under `data:`.{did_you_mean(name, names)}")
 
 
 class Named(NamedTuple):

@@ -1,6 +1,9 @@
 """Read YAML that people write; refuse duplicate names, bombs and values that no config may hold, with their place."""
 
+import json
 import math
+import os
+import sys
 import unicodedata
 from collections.abc import Hashable
 from pathlib import Path
@@ -8,12 +11,36 @@ from typing import Any
 
 import yaml
 
-from workflow.errors import ConfigError
+from workflow.errors import ConfigError, did_you_mean
 
 LARGEST_FILE = 1_000_000  # bytes
 LARGEST_TREE = 100_000  # values, with every alias written out
 DEEPEST = 30
 LARGEST_INTEGER = 2**63 - 1
+
+
+MAIN_CONFIG = "config/config.yaml"
+
+
+def choose_config(given: str) -> str:
+    """The config that a command is about: the one given, else the only one that the results were made with."""
+    if given:
+        return given
+    plans = Path("results/.plan").glob("*.json")  # written by every run; a file of another shape names no config
+    configs = {os.path.relpath(path) for plan in plans if (path := _config_of(plan)) and os.path.isfile(path)}
+    if len(configs) != 1 or MAIN_CONFIG in configs:
+        return MAIN_CONFIG
+    chosen = configs.pop()
+    print(f"config: {chosen}, which these results were made with; --configfile names another", file=sys.stderr)
+    return chosen
+
+
+def _config_of(plan: Path) -> str | None:
+    try:
+        config = json.loads(plan.read_bytes())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return config if isinstance(config, str) else None
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,7 +92,8 @@ def read_yaml(path: str | Path) -> Any:
         raise ConfigError(f"{path}: nested more than {DEEPEST} levels deep.") from None
     except (OSError, ValueError) as error:  # a date that is none, an integer of 5,000 digits
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{path}: {reason}") from None
+        near = did_you_mean(str(path), map(str, Path(path).parent.glob("*.yaml")))
+        raise ConfigError(f"{path}: {reason}.{near}") from None
 
 
 def _one_line(error: yaml.YAMLError) -> str:

@@ -1,8 +1,10 @@
 """Errors that a person can mend, and what an operating system's error means to them."""
 
+import difflib
 import errno
 import re
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -39,6 +41,12 @@ def describe_os_error(error: BaseException, place: str | Path) -> str | None:
         number = int(match[1]) if match else 0
     message = _MESSAGES.get(number)
     return message and message.format(place=place)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: the known ones that look like it, if any do."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else ""
 
 
 def printable(text: str) -> str:

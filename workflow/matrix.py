@@ -10,7 +10,7 @@ from workflow.config import Config, Item, Named, Place
 from workflow.config_load import read_yaml
 from workflow.data.gates import CHECKS
 from workflow.data.lock import Lock, require
-from workflow.errors import ConfigError, UserError
+from workflow.errors import ConfigError, UserError, did_you_mean
 from workflow.keys import Recipe, canonical_json, hash_bytes, hash_file
 from workflow.sections import Condition, MadeModel
 from workflow.store import data_path, record_path
@@ -297,6 +297,19 @@ class Matrix:
     def nodes(self, *stages: str) -> list[Node]:
         return [n for n in self._nodes.values() if not stages or n.stage in stages]
 
+    def cell_nodes(self, label: str) -> list[Node]:
+        """The nodes of one cell.
+
+        Raises:
+            StaleKeyError: the config has no such cell.
+        """
+        nodes = [n for n in self._nodes.values() if n.label == label]
+        if not nodes:
+            labels = {n.label for n in self._nodes.values()}
+            hint = did_you_mean(label, labels) or f" `matrix status` shows those of the {len(labels)} that there are."
+            raise StaleKeyError(f"no cell {label} in {self.configfile}.{hint}")
+        return nodes
+
     def ancestors(self, *nodes: Node) -> set[Node]:
         """All nodes that these are made from."""
         above: set[Node] = set()
@@ -336,9 +349,8 @@ class Matrix:
     def records(self, labels: Iterable[str] = ()) -> list[str]:
         """Paths of all records, or of all that the named cells consist of, the report left out."""
         wanted = set(labels)
-        unknown = wanted - {n.label for n in self._nodes.values()}
-        if unknown:
-            raise StaleKeyError(f"no cell {', '.join(sorted(unknown))} in {self.configfile}.")
+        for label in wanted:
+            self.cell_nodes(label)
         return [n.record for n in self._nodes.values() if not wanted or n.label in wanted]
 
     def entry(self, data_id: str) -> str:

@@ -129,9 +129,9 @@ def test_without_a_report_a_cell_can_still_be_walked(matrix):
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        (f"{CELL}/demo_questions/alignmnt", f"Did you mean {NUMBER}"),
-        ("demo_emm", "Did you mean demo_em"),
-        ("evil_wrong.p42.e43", f"Did you mean {CELL}"),
+        (f"{CELL}/demo_questions/alignmnt", f"Did you mean `{NUMBER}`"),
+        ("demo_emm", "Did you mean `demo_em`"),
+        ("evil_wrong.p42.e43", f"Did you mean `{CELL}`"),
     ],
 )
 def test_what_is_not_there_is_refused_with_the_nearest_name(matrix, what, told):

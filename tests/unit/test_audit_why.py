@@ -230,7 +230,8 @@ def test_a_cell_does_not_differ_from_itself(matrix):
 
 def test_diff_refuses_an_unknown_cell(matrix):
     said = command("diff", CELL, "nobody.p1")
-    assert (said.code, said.err) == (1, f"error: no cell nobody.p1 in {CONFIG}.\n")
+    assert said.code == 1
+    assert said.err.startswith(f"error: no cell nobody.p1 in {CONFIG}. ")
 
 
 def test_fields_are_compared_by_name():

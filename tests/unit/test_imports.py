@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "slurm_patch": set(),
     "config_load": {"errors"},
     "config": {"config_load", "errors", "sections"},
+    "config_new": {"config", "config_load", "errors", "files"},
     "entries": {"errors", "files"},
     "accepted": {"entries"},
     "provenance": {"gpus", "keys"},

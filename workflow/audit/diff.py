@@ -7,7 +7,7 @@ from workflow.audit.status import column
 from workflow.data.lock import Lock, read_lock
 from workflow.errors import printable
 from workflow.files import Change, changes, short
-from workflow.matrix import STAGES, Matrix, Node, StaleKeyError
+from workflow.matrix import STAGES, Matrix, Node
 from workflow.store import read_json
 
 GROUPS = ("recipe", "data", "observed", "placement", "environment", "metrics", "outputs")
@@ -50,9 +50,7 @@ def diff(matrix: Matrix, left: str, right: str) -> list[StageDiff]:
 
 def chain(matrix: Matrix, label: str) -> dict[str, Node]:
     """The cell's nodes and all that they are made from, by stage and instrument, in the plan's order."""
-    own = [n for n in matrix.nodes() if n.label == label]
-    if not own:
-        raise StaleKeyError(f"no cell {label} in {matrix.configfile}.")
+    own = matrix.cell_nodes(label)
     wanted = {*own, *matrix.ancestors(*own)}
     return {column(n): n for n in matrix.nodes() if n in wanted}
 

@@ -4,7 +4,6 @@ A number's id is `<cell>/<instrument>/<metric>`, as in `evil_wrong.p42.e137/demo
 """
 
 import csv
-import difflib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from workflow.audit.status import finished_keys
 from workflow.config import ConfigError, sources
 from workflow.data.lock import NONE, Lock, project_files, read_lock
-from workflow.errors import printable
+from workflow.errors import did_you_mean, printable
 from workflow.files import short
 from workflow.links import read_reference
 from workflow.matrix import MEASURING, Matrix, Node
@@ -90,8 +89,7 @@ class Lineage:
             return self._cell(what)
         if what in names:
             return self._data_forward(what)
-        near = difflib.get_close_matches(what, [*labels, *names], n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(what, [*labels, *names])
         raise ConfigError(f"{what}: no cell, no data set in use and no number (CELL/INSTRUMENT/METRIC).{hint}")
 
     # --- towards the bytes ------------------------------------------------------------------------------------------
@@ -102,9 +100,7 @@ class Lineage:
             raise ConfigError(f"{name}: the report is not made yet. Run `snakemake {report}`, or ask for the cell.")
         row = self.numbers.get(name)
         if row is None:
-            near = difflib.get_close_matches(name, list(self.numbers), n=3)
-            hint = f" Did you mean {', '.join(near)}?" if near else ""
-            raise ConfigError(f"{name}: the report has no such number.{hint}")
+            raise ConfigError(f"{name}: the report has no such number.{did_you_mean(name, self.numbers)}")
         facts: dict[str, Any] = {
             k: row[k] for k in ("value", "unit", "numerator", "denominator", "n_items") if row.get(k)
         }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from workflow.audit.status import current_code
-from workflow.errors import ConfigError
+from workflow.errors import ConfigError, did_you_mean
 from workflow.files import write_atomic
 from workflow.links import read_links
 from workflow.matrix import STAGES, Matrix, Node
@@ -65,7 +65,7 @@ def codes_of(matrix: Matrix, stage: str) -> tuple[str, ...]:
         ConfigError: there is no such stage.
     """
     if stage not in STAGES:
-        raise ConfigError(f"{stage}: no stage; there are {', '.join(STAGES)}.")
+        raise ConfigError(f"{stage}: no stage; there are {', '.join(STAGES)}.{did_you_mean(stage, STAGES)}")
     summaries = read_links(matrix.nodes()).summaries
     codes = {s.code for n, s in summaries.items() if n.stage == stage} | {current_code(stage)}
     return tuple(sorted(code for code in codes if code))

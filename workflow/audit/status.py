@@ -13,7 +13,7 @@ from workflow.audit.logs import LOGS, last_progress, log_path, names, read_failu
 from workflow.data.lock import built_by_other_code, read_lock
 from workflow.keys import KEY
 from workflow.links import Links, read_links
-from workflow.matrix import STAGES, Matrix, Node, StaleKeyError
+from workflow.matrix import STAGES, Matrix, Node
 from workflow.provenance import code_digest
 from workflow.retractions import Retraction, read_retractions, retracted
 from workflow.reuse import find_source, fits
@@ -230,9 +230,8 @@ def select(found: Survey, labels: Iterable[str]) -> Survey:
         StaleKeyError: the plan has no such cell.
     """
     wanted = set(labels)
-    unknown = wanted - {node.label for node in found.states}
-    if unknown:
-        raise StaleKeyError(f"no cell {', '.join(sorted(unknown))} in {found.matrix.configfile}.")
+    for label in wanted:
+        found.matrix.cell_nodes(label)
     states = {node: state for node, state in found.states.items() if node.label in wanted}
     return Survey(found.matrix, states, found.prices, found.links, found.sources)
 

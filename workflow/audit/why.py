@@ -8,7 +8,7 @@ from typing import Any
 from workflow.audit.origin import Origins
 from workflow.audit.status import Survey, column, other_keys
 from workflow.data.lock import read_lock
-from workflow.errors import printable
+from workflow.errors import did_you_mean, printable
 from workflow.files import ABSENT, Change, changes, short
 from workflow.matrix import STAGES, Node, StaleKeyError
 from workflow.provenance import changed_code
@@ -50,13 +50,13 @@ def explain(found: Survey, label: str, stage: str | None = None) -> list[Answer]
         StaleKeyError: the plan has no such cell, or no such stage of it.
     """
     matrix = found.matrix
-    nodes = [n for n in matrix.nodes() if n.label == label]
-    if not nodes:
-        raise StaleKeyError(f"no cell {label} in {matrix.configfile}.")
+    nodes = matrix.cell_nodes(label)
     wanted = [n for n in nodes if stage in (None, n.stage, column(n))]
     if not wanted:
         known = ", ".join(dict.fromkeys(n.stage for n in nodes))
-        raise StaleKeyError(f"{label} has no stage {stage} of its own; it has {known}.")
+        raise StaleKeyError(
+            f"{label} has no stage {stage} of its own; it has {known}.{did_you_mean(stage or '', STAGES)}"
+        )
     origins = Origins(matrix)
     return [_answer(found, origins, node) for node in wanted]
 
