@@ -32,7 +32,7 @@ check: .venv/ready
 reference: .venv/ready   ## statistics, claims and report of the published table alone: seconds
 	python -m workflow reference
 
-real: .venv/ready        ## one condition, two EM seeds, on real data: make real DATA=DIR (README.md has the layout)
+real: .venv/ready        ## one condition, two EM seeds, on real data: make real DATA=DIR (config/README.md has the layout)
 	@test -n "$(DATA)" || { echo "error: name the folder: make real DATA=DIR"; exit 1; }
 	@$(RUN) config/real.yaml --config data_root="$(DATA)"
 	@python -m workflow latest --configfile config/real.yaml
