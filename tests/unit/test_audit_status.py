@@ -324,7 +324,8 @@ def test_cells_limit_the_grid(matrix):
 def test_an_unknown_cell_is_an_error_of_one_line(matrix, args):
     said = command(*args)
     assert said.code == 1
-    assert said.err == f"error: no cell nobody.p1 in {matrix.configfile}.\n"
+    assert said.err.startswith(f"error: no cell nobody.p1 in {matrix.configfile}. `matrix status`")
+    assert said.err.count("\n") == 1
 
 
 def test_a_missing_config_is_an_error_of_one_line(matrix):
