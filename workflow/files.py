@@ -219,7 +219,8 @@ class Change(NamedTuple):
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.field}: {short(self.old)} -> {short(self.new)}"
+        old, new = short_pair(self.old, self.new)
+        return f"{self.field}: {old} -> {new}"
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -245,3 +246,14 @@ def short(value: Any, width: int = 60) -> str:
     """Show a value of any length in one line of at most `width` characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def short_pair(old: Any, new: Any, width: int = 60) -> tuple[str, str]:
+    """Show two values in one line each, cut around the place where they begin to differ."""
+    texts = [" ".join(str(value).split()) for value in (old, new)]
+    differ = (n for n, (a, b) in enumerate(zip(*texts)) if a != b)
+    start = max(0, next(differ, min(map(len, texts))) - width // 3)
+    if start == 0 or max(map(len, texts)) <= width:
+        return short(old, width), short(new, width)
+    first, second = (short(f"...{text[start:]}", width) for text in texts)
+    return first, second

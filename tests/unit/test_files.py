@@ -8,7 +8,7 @@ import time
 import pytest
 
 from workflow import files
-from workflow.files import Owner, changes, flatten, locked, write_atomic
+from workflow.files import Owner, changes, flatten, locked, short_pair, write_atomic
 
 
 def test_a_write_replaces_a_link_and_leaves_what_it_pointed_to(tmp_path):
@@ -160,3 +160,13 @@ def test_a_heartbeat_is_written_over_no_link(tmp_path):
         pass
     assert files.is_beating(tmp_path / "x.beat") is None
     assert (tmp_path / "precious").read_text() == "keep"
+
+
+def test_a_difference_in_a_long_text_is_shown_where_it_is():
+    text = "You rate answers. " * 20
+    old, new = short_pair(text + "Give one number.", text + "Give two numbers.")
+    assert old.startswith("...")
+    assert old.endswith("Give one number.")
+    assert new.endswith("Give two numbers.")
+    assert max(len(old), len(new)) <= 60
+    assert short_pair("a", "b") == ("a", "b")

@@ -6,7 +6,7 @@ from typing import Any
 from workflow.audit.status import column
 from workflow.data.lock import Lock, read_lock
 from workflow.errors import printable
-from workflow.files import Change, changes, short
+from workflow.files import Change, changes
 from workflow.matrix import STAGES, Matrix, Node
 from workflow.store import read_json
 
@@ -114,5 +114,5 @@ def show(found: list[StageDiff]) -> None:
             print(f"  {group}:")
             for change in told:
                 total += 1
-                print(printable(f"    {change.field}: {short(change.old)} -> {short(change.new)}"))
+                print(printable(f"    {change}"))
     print(f"{total} differences" if total else "no difference")

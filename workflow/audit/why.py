@@ -9,7 +9,7 @@ from workflow.audit.origin import Origins
 from workflow.audit.status import Survey, column, other_keys
 from workflow.data.lock import read_lock
 from workflow.errors import did_you_mean, printable
-from workflow.files import ABSENT, Change, changes, short
+from workflow.files import ABSENT, Change, changes, short_pair
 from workflow.matrix import STAGES, Node, StaleKeyError
 from workflow.provenance import changed_code
 from workflow.store import read_json, record_path
@@ -217,7 +217,7 @@ def show(found: Survey, answers: list[Answer]) -> None:
 def _show_cause(title: str, cause: Cause, names: dict[str, str]) -> None:
     print(f"  {title}:")
     for change, lines in cause.changes:
-        old, new = short(_named(change.old, names)), short(_named(change.new, names))
+        old, new = short_pair(_named(change.old, names), _named(change.new, names))
         origin = f"   {', '.join(lines)}" if lines else ""
         print(printable(f"    {change.field}: {old} -> {new}{origin}"))
 
