@@ -21,7 +21,7 @@ def test_a_failed_job_shows_its_cause_and_no_wall_of_shell(finished, copy_of_fin
     block = shown[shown.index(f"failed: judge {cell}") :]
     assert block[1].startswith(f"  error: results/generate/{cell}/")
     assert block[2].startswith(f"  log: logs/judge/{cell}/")
-    assert "0/2 done" in block[3]
+    assert "0/3 done" in block[3]  # the judgment, the report, its stable copy
     assert not [line for line in shown if "set -euo pipefail" in line or "--recipe" in line]
     kept = max(root.glob(".snakemake/log/*.log"), key=lambda path: path.stat().st_mtime).read_text()
     assert "--recipe" in kept
