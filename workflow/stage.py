@@ -447,6 +447,7 @@ def _read_parents(recipe: Recipe, paths: Sequence[Path]) -> tuple[Parent, ...]:
     Raises:
         StageError: they are not those of the recipe; or what comes after them is not made from the same data and
             parents, so the recipe does not decide it.
+        StoreError: an output is not what its record says.
     """
     parents = tuple(Parent(path, read_record(path)) for path in paths)
     keys = tuple(p.record.key for p in parents[: len(recipe.parents)])
@@ -456,7 +457,12 @@ def _read_parents(recipe: Recipe, paths: Sequence[Path]) -> tuple[Parent, ...]:
         if (other.record.recipe.data, tuple(other.record.recipe.parents)) != (recipe.data, recipe.parents):
             raise StageError(f"{other.path}: neither a parent of the recipe nor made from its data and parents.")
     for parent in parents:
-        check_outputs(parent.record, parent.out)
+        try:
+            check_outputs(parent.record, parent.out)
+        except StoreError as error:
+            place = "/".join(parent.path.parts[-4:-1])
+            cure = f"Bring the files back, or have it made again: `matrix redo {place} --reason ...`."
+            raise StoreError(f"{error}. {cure}") from None
     return parents
 
 
