@@ -84,7 +84,12 @@ def test_a_full_disk_is_one_clear_error_and_with_room_the_same_command_goes_on(
             done = run(*command, cwd=root, env=launcher)
             assert done.returncode == 1, (room, done.stderr)
             assert "the disk is full" in one_error(done.stderr)
-            assert {p.name for p in folder.iterdir() if p.suffix != ".lock"} <= {"out", "journal.jsonl"}, room
+            assert {p.name for p in folder.iterdir() if p.suffix != ".lock"} <= {
+                "out",
+                "journal.jsonl",
+                "checkpoint",
+            }, room
+            assert not list(folder.glob("checkpoint/*"))
         assert (folder / "out").exists() == (len(rooms) > 1)
         resize(folder, 16_384)
         done = run(*command, cwd=root, env=launcher)
@@ -175,7 +180,7 @@ def test_something_missing_on_a_read_only_disk_is_one_clear_error_before_any_wor
         done = run(*ALL, cwd=root, env=launcher)
         assert done.returncode != 0
         assert (
-            f"results/ is read-only, or not yours to write to, and 1 of the plan's 35 results is not there: {path}"
+            f"results/ is read-only, or not yours to write to, and 1 of the plan's 37 results is not there: {path}"
             in one_error(done.stderr)
         )
         done = run(*records(finished)[path]["provenance"]["command"], cwd=root, env=launcher)

@@ -64,7 +64,12 @@ def project(tmp_path) -> Path:
 
 def command(root: Path, served: hub.Hub, *args: str) -> Any:
     # an answer that never comes must not be waited for by retries of minutes
-    env = {"HF_ENDPOINT": served.url, "HF_HOME": str(root / "hf"), "HF_HUB_DOWNLOAD_TIMEOUT": "5", "CI": "1"}
+    env = {
+        "HF_ENDPOINT": served.url,
+        "HF_HOME": str(root / "hf"),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+        "HF_HUB_OFFLINE": "0",
+    }
     return run(*args, cwd=root, env=env)
 
 
