@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from workflow.config import Config, Item, Named, Place
-from workflow.config_load import read_yaml
+from workflow.config_load import MAIN_CONFIG, read_yaml
 from workflow.data.gates import CHECKS
 from workflow.data.lock import Lock, require
 from workflow.errors import ConfigError, UserError, did_you_mean
@@ -135,7 +135,7 @@ class Node:
 class Matrix:
     """All nodes that a config describes, in the order in which they can be made."""
 
-    def __init__(self, config: Config, pins: Lock, configfile: str = "config/config.yaml"):
+    def __init__(self, config: Config, pins: Lock, configfile: str = MAIN_CONFIG):
         self.config = config
         self.configfile = configfile
         self._ids = require(config, pins, configfile)

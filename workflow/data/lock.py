@@ -112,9 +112,9 @@ def _is_other(entry: Any, pins: Lock) -> bool:
 
 def definition(entry: Any, pins: Lock) -> str:
     """Hash (12 hex) of what the entry says, of the files of the project that it reads, and of its sources' ids."""
-    said = entry.model_dump()
-    said.pop("name")
-    said.pop("path", None)  # where a file lies is not what it holds
+    said = selection(entry)
+    if isinstance(entry, MadeModel):
+        return digest("definition", said)[:12]
     files = {p: hash_file(p, "md5") for p in project_files(entry)}
     built_from = [pins[s].id if s in pins else UNRESOLVED for s in sources(entry)]
     builder = BUILDERS[entry.kind]
@@ -137,11 +137,11 @@ def project_files(entry: Any) -> list[str]:
     return []
 
 
-def selection(entry: Hub | MadeModel) -> dict[str, Any]:
-    """What, besides the commit, decides which rows of a hub data set, or which model, this is."""
-    said = entry.model_dump()
+def selection(entry: Any) -> dict[str, Any]:
+    """What an entry says, without its name: besides the commit it decides which rows, or which model, this is."""
+    said: dict[str, Any] = entry.model_dump()
     said.pop("name")
-    said.pop("path", None)  # where a model lies is not what it is
+    said.pop("path", None)  # where a file or a model lies is not what it holds
     return said
 
 
@@ -161,9 +161,7 @@ def provisional(config: Config, pins: Lock) -> Lock:
         pin = filled.get(entry.name)
         if pin is not None and UNRESOLVED not in (pin.id, pin.revision) and pin.id != NONE:
             continue
-        says = (
-            digest("definition", selection(entry))[:12] if isinstance(entry, MadeModel) else definition(entry, filled)
-        )
+        says = definition(entry, filled)
         md5 = getattr(entry, "md5", None)
         identity = md5 or f"{PROVISIONAL}-{digest('provisional', says)[:32]}"
         filled[entry.name] = Pin(entry.name, identity, md5 or NONE, NONE, NONE, UNRESOLVED, says, "not pinned")

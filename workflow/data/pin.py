@@ -18,7 +18,6 @@ from workflow.data.lock import (
     describe,
     hub_id,
     read_lock,
-    selection,
     used_names,
     write_pins,
 )
@@ -113,8 +112,7 @@ def _pin(entry: Any, config: Config, pins: Lock) -> Pin:
         if not Path(entry.path).is_dir():
             raise DataError(f"base_model ({entry.name}): no folder {entry.path}. Name the folder of a saved model.")
         held = model_digest(Path(entry.path))
-        said = digest("definition", selection(entry))[:12]
-        return Pin(entry.name, hub_id(entry, held), NONE, NONE, NONE, held, said, _source(entry))
+        return Pin(entry.name, hub_id(entry, held), NONE, NONE, NONE, held, definition(entry, pins), _source(entry))
     says = definition(entry, pins)
     if isinstance(entry, Hub):
         # a commit that was resolved before stays: a new selection of the same repository is of the same rows
